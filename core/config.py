@@ -1,0 +1,428 @@
+"""One frozen configuration, parsed at one place from flat ``section.key`` scalars.
+
+The same keys reach Tessera from the command line (``tessera run rounds=5``), from Flower
+(``flwr run . --run-config "rounds=5"``, defaults in ``pyproject.toml``) and from Python. Sections
+that belong to a strategy are declared in that strategy's file and handed to `parse`, so that the
+core knows no strategy by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast, get_type_hints
+
+from core.errors import ConfigError, Problem
+from core.plugins import is_plugin
+
+Scalar = bool | int | float | str
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one key accepts.
+
+    Attributes:
+        meaning: One sentence for ``tessera run --help``.
+        text: What is allowed, as a clause that follows "must be".
+        allows: Whether a value of the right type is allowed.
+        choices: Closed set of spellings, for suggestions; empty where the set is open.
+    """
+
+    meaning: str
+    text: str
+    allows: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
+
+
+def number(
+    default: Any,
+    meaning: str,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Any:
+    """A numeric key within bounds; `least` and `most` inclusive, `above` and `below` exclusive."""
+    parts = [f"at least {least:g}"] if least > -math.inf else []
+    parts += [f"above {above:g}"] if above > -math.inf else []
+    parts += [f"at most {most:g}"] if most < math.inf else []
+    parts += [f"below {below:g}"] if below < math.inf else []
+    kind = "a whole number" if isinstance(default, int) else "a number"
+    text = f"{kind} {' and '.join(parts)}" if parts else kind
+
+    def allows(value: float) -> bool:
+        return math.isfinite(value) and least <= value <= most and above < value < below
+
+    return field(default=default, metadata={"rule": Rule(meaning, text, allows)})
+
+
+def choice(
+    default: str,
+    meaning: str,
+    choices: Iterable[str],
+    *,
+    plugin: str = "",
+    prefixes: Mapping[str, str] | None = None,
+) -> Any:
+    """A key with a closed set of names, and where stated ``FILE.py:NAME`` or ``prefix:VALUE``."""
+    names, heads = tuple(choices), dict(prefixes or {})
+    forms = [*names, *(f"{head}:{value}" for head, value in heads.items())]
+    if plugin:
+        forms.append(f"FILE.py:{plugin}")
+
+    def allows(value: str) -> bool:
+        head, separator, rest = value.partition(":")
+        return (
+            value in names
+            or bool(separator and rest and head in heads)
+            or bool(plugin and is_plugin(value))
+        )
+
+    rule = Rule(meaning, "one of " + ", ".join(forms), allows, names)
+    return field(default=default, metadata={"rule": rule})
+
+
+def flag(default: bool, meaning: str) -> Any:
+    """A key that is true or false."""
+    rule = Rule(meaning, "true or false", lambda value: True, ("true", "false"))
+    return field(default=default, metadata={"rule": rule})
+
+
+def text(
+    default: str,
+    meaning: str,
+    allowed: str = "any text",
+    allows: Callable[[str], bool] = lambda value: True,
+) -> Any:
+    """A free text key."""
+    return field(default=default, metadata={"rule": Rule(meaning, allowed, allows)})
+
+
+def _is_file_name(value: str) -> bool:
+    return value == "" or (value not in {".", ".."} and not set(value) & set("/\\\0"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which images, and how they are split."""
+
+    source: str = choice(
+        "digits",
+        "data set; digits is embedded",
+        ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100"],
+        prefixes={"parquet": "DIR", "folder": "DIR"},
+        plugin="FUNCTION",
+    )
+    root: str = text(
+        ".data",
+        "folder that torchvision data sets are read from",
+        "a folder",
+        lambda value: bool(value),
+    )
+    download: bool = flag(False, "let torchvision download a data set that is missing")
+    validation_fraction: float = number(
+        0.1, "share of the training images held out for validation", above=0, below=0.9
+    )
+    test_fraction: float = number(
+        0.2, "share held out for test where the source has no test split", above=0, below=0.9
+    )
+    train_examples: int = number(
+        0, "use this many training images, an equal share of each class; 0 uses all", least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartitionConfig:
+    """How training images are dealt to clients."""
+
+    scheme: str = choice(
+        "dirichlet",
+        "how images are dealt to clients",
+        ["iid", "dirichlet", "pathological", "quantity"],
+    )
+    clients: int = number(10, "number of clients (K)", least=1)
+    alpha: float = number(0.5, "Dirichlet concentration; smaller is more skewed", above=0)
+    min_examples: int = number(10, "fewest images a client may hold", least=1)
+    classes_per_client: int = number(2, "classes per client of the pathological scheme", least=1)
+    max_attempts: int = number(
+        100, "seeds tried before a partition that misses min-examples is refused", least=1
+    )
+    file: str = text("", "read the partition from this JSON file instead; empty makes one")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network that is trained."""
+
+    name: str = choice("convnet", "architecture", ["convnet", "resnet18"], plugin="FUNCTION")
+    width: int = number(128, "channels of each ConvNet block", least=1)
+    depth: int = number(
+        0, "ConvNet blocks; 0 takes 3, or 2 for images below 16 pixels", least=0, most=8
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Gradient training on real images: clients' local epochs, `local` and `centralized`."""
+
+    learning_rate: float = number(0.05, "SGD learning rate (eta)", above=0)
+    momentum: float = number(0.0, "SGD momentum", least=0, below=1)
+    weight_decay: float = number(0.0, "SGD weight decay", least=0)
+    batch_size: int = number(32, "examples per step; the last batch may be smaller", least=1)
+    local_epochs: int = number(1, "passes over the client's images per round (E)", least=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Where clients are computed. Never changes a result, but for the two thread counts."""
+
+    kind: str = choice(
+        "auto",
+        "how clients run; auto takes ray where there is a GPU or 4 cores and in-process elsewhere",
+        ["auto", "in-process", "ray"],
+    )
+    workers: int = number(0, "resident Ray actors; 0 takes one per core and GPU share", least=0)
+    gpus_per_worker: float = number(
+        0.0, "share of a GPU per Ray actor; 0 divides the GPUs among the actors", least=0
+    )
+    client_threads: int = number(
+        1, "torch threads per client; part of the result's identity", least=1
+    )
+    server_threads: int = number(
+        2, "torch threads of the server; part of the result's identity", least=1
+    )
+    device: str = choice(
+        "auto",
+        "device of clients and server; auto takes cuda where there is one",
+        ["auto", "cpu", "cuda"],
+    )
+    round_timeout_s: float = number(
+        0.0, "seconds to wait for a round's replies; 0 waits for all", least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole run. Field ``a_b`` is the key ``a-b``; a section's field is ``section.a-b``."""
+
+    strategy: str = choice("feddm", "federated method", [], plugin="CLASS")
+    rounds: int = number(10, "communication rounds (R)", least=1)
+    seed: int = number(0, "seed that every random choice derives from", least=0, most=2**31 - 1)
+    name: str = text(
+        "",
+        "name of the run's folder; empty makes one from strategy, data and time",
+        "a single folder name",
+        _is_file_name,
+    )
+    runs: str = text(
+        ".runs", "folder that run folders are made in", "a folder", lambda value: bool(value)
+    )
+    evaluate_every: int = number(
+        1, "rounds between evaluations; the last is always evaluated", least=1
+    )
+    checkpoint_every: int = number(
+        1, "rounds between checkpoints; the last is always kept", least=1
+    )
+    data: DataConfig = field(default_factory=DataConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The selected strategy's own sections by name, such as ``{"feddm": FedDMOptions(...)}``."""
+
+    def section(self, kind: type[Section]) -> Section:
+        """The strategy section of type `kind`."""
+        for value in self.options.values():
+            if isinstance(value, kind):
+                return value
+        raise AssertionError(f"strategy {self.strategy!r} declares no section {kind.__name__}")
+
+    def flat(self) -> dict[str, Scalar]:
+        """The configuration as flat ``section.key`` scalars, without unselected strategies."""
+        return dict(_flatten(self, ""))
+
+    def identity(self) -> str:
+        """A hash of all that can change a result: not names, folders or where clients run."""
+        moot = {
+            "name",
+            "runs",
+            "checkpoint-every",
+            "data.root",
+            "data.download",
+            "engine.kind",
+            "engine.workers",
+            "engine.gpus-per-worker",
+            "engine.round-timeout-s",
+        }
+        kept = {key: value for key, value in self.flat().items() if key not in moot}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One configuration key as help, docs and pyproject show it."""
+
+    name: str
+    default: Scalar
+    type: type
+    rule: Rule
+
+
+def _flatten(section: Any, prefix: str) -> Iterable[tuple[str, Scalar]]:
+    for item in dataclasses.fields(section):
+        value, name = getattr(section, item.name), prefix + item.name.replace("_", "-")
+        if item.name == "options":
+            for title, options in value.items():
+                yield from _flatten(options, f"{title}.")
+        elif dataclasses.is_dataclass(value):
+            yield from _flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _keys_of(section: type, prefix: str) -> Iterable[Key]:
+    hints = get_type_hints(section)
+    for item in dataclasses.fields(section):
+        name = prefix + item.name.replace("_", "-")
+        if item.name == "options":
+            continue
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from _keys_of(cast(type, hints[item.name]), f"{name}.")
+        else:
+            yield Key(name, cast(Scalar, item.default), hints[item.name], item.metadata["rule"])
+
+
+def keys(sections: Mapping[str, type], strategies: Iterable[str] = ()) -> list[Key]:
+    """Every key, its default and its rule.
+
+    Args:
+        sections: Strategy sections by name.
+        strategies: Names that ``strategy`` accepts.
+    """
+    found = list(_keys_of(RunConfig, ""))
+    for name, section in sections.items():
+        found += _keys_of(section, f"{name}.")
+    named = choice("feddm", found[0].rule.meaning, strategies, plugin="CLASS")
+    found[0] = dataclasses.replace(found[0], rule=named.metadata["rule"])
+    return found
+
+
+def _convert(key: Key, value: object) -> Scalar:
+    """Convert `value` to the key's type; raises ValueError where it is not one."""
+    if isinstance(value, str) and key.type is not str:
+        if key.type is bool:
+            return {"true": True, "false": False}[value.strip().lower()]
+        if key.type is int:
+            return int(value)
+        return float(value)
+    if key.type is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not key.type:
+        raise ValueError(value)
+    return cast(Scalar, value)
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    options = list(known)
+    tails = [name for name in options if name.rpartition(".")[2] == word.replace("_", "-")]
+    near = tails or difflib.get_close_matches(word.replace("_", "-"), options, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def parse(
+    flat: Mapping[str, object],
+    *,
+    sections: Mapping[str, type],
+    strategies: Mapping[str, Iterable[str]],
+) -> RunConfig:
+    """Parse flat scalars into a `RunConfig`, or refuse them with every problem at once.
+
+    Args:
+        flat: Values by key; text is converted to the key's type, other types must match.
+        sections: Every strategy section by name.
+        strategies: Strategy names, each with the names of the sections it reads.
+
+    Raises:
+        ConfigError: One `Problem` per unknown key, value of the wrong type, value out of bounds,
+            and key that the selected strategy would not read.
+    """
+    known = {key.name: key for key in keys(sections, strategies)}
+    problems: list[Problem] = []
+    values: dict[str, Scalar] = {}
+    for name, given in flat.items():
+        if name not in known:
+            rule = "there is no such key" + (
+                _closest(name, known) or "; `tessera run --help` lists all"
+            )
+            problems.append(Problem(name, str(given), rule))
+            continue
+        key = known[name]
+        try:
+            value = _convert(key, given)
+            allowed = key.rule.allows(value)
+        except (ValueError, KeyError, OverflowError):
+            allowed = False
+        if allowed:
+            values[name] = value
+        else:
+            hint = _closest(str(given), key.rule.choices) if key.rule.choices else ""
+            problems.append(Problem(name, str(given), f"must be {key.rule.text}{hint}"))
+    strategy = str(values.get("strategy", RunConfig().strategy))
+    read = tuple(strategies.get(strategy, sections))
+    for name, value in values.items():
+        section = name.partition(".")[0]
+        if section in sections and section not in read and value != known[name].default:
+            readers = ", ".join(s for s, names in strategies.items() if section in names)
+            rule = f"strategy {strategy} does not read it (only {readers}); leave it out"
+            problems.append(Problem(name, str(value), rule))
+    if problems:
+        raise ConfigError(problems)
+    options: dict[str, Any] = {name: _build(sections[name], f"{name}.", values) for name in read}
+    return _build(RunConfig, "", values, options=options)
+
+
+def _build(
+    section: type[Section], prefix: str, values: Mapping[str, Scalar], **extra: Any
+) -> Section:
+    hints, arguments = get_type_hints(section), dict(extra)
+    for item in dataclasses.fields(cast(Any, section)):
+        name = prefix + item.name.replace("_", "-")
+        if item.name in extra:
+            continue
+        if dataclasses.is_dataclass(hints[item.name]):
+            arguments[item.name] = _build(cast(Any, hints[item.name]), f"{name}.", values)
+        elif name in values:
+            arguments[item.name] = values[name]
+    return section(**arguments)
+
+
+def parse_assignments(words: Iterable[str]) -> dict[str, str]:
+    """Split ``key=value`` words as typed on a command line.
+
+    Raises:
+        ConfigError: A word without ``=``, or a key given twice.
+
+    >>> parse_assignments(["rounds=3", "data.source=folder:a=b"])
+    {'rounds': '3', 'data.source': 'folder:a=b'}
+    """
+    found: dict[str, str] = {}
+    problems = []
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator or not key:
+            problems.append(Problem(word, "", "write key=value, such as rounds=5"))
+        elif key in found:
+            problems.append(Problem(key, value, f"given twice, before as {found[key]}"))
+        found[key] = value
+    if problems:
+        raise ConfigError(problems)
+    return found

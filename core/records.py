@@ -1,0 +1,281 @@
+"""The run folder: what a run leaves behind, and all that a report reads.
+
+Layout, all paths relative to the run folder::
+
+    run.json               status, command, start and end, schema version
+    config.json            the resolved configuration, flat keys
+    environment.json       versions, hardware, git commit
+    partition.json         which training image went to which client, with failed attempts
+    privacy.json           the privacy statement
+    rounds.jsonl           one RoundRecord a line, appended, round 0 is the initial model
+    events/                TensorBoard events
+    checkpoints/           round-0005.safetensors: weights and server state
+    tesserae/              round-0005.safetensors: images that clients sent, nearest real images
+    clients/               state that clients keep between rounds (simulation only)
+
+Every file but ``rounds.jsonl`` is written whole and renamed into place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.errors import RecordError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRecord:
+    """How well a model did on one split.
+
+    Attributes:
+        num_examples: Images judged.
+        loss: Mean cross-entropy, nats.
+        accuracy: Share classified correctly.
+        macro_f1: Mean of the classes' F1; a class never seen nor predicted counts 0.
+        per_class_accuracy: Recall of each class; None where the split has no image of it.
+        confusion: Counts, row = true class, column = predicted class.
+    """
+
+    num_examples: int
+    loss: float
+    accuracy: float
+    macro_f1: float
+    per_class_accuracy: list[float | None]
+    confusion: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientRecord:
+    """One client's part in one round.
+
+    Attributes:
+        partition_id: Which share of the data the client holds.
+        bytes_down: Serialised bytes sent to it.
+        bytes_up: Serialised bytes of its reply; 0 where none came.
+        failure: Why its reply was not counted; None if it was.
+        metrics: What the client reported, such as ``num_examples`` or ``train_loss``.
+    """
+
+    partition_id: int
+    bytes_down: int
+    bytes_up: int
+    failure: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRecord:
+    """One round. Everything under `seconds`, and nothing else, differs between equal runs.
+
+    Attributes:
+        round: 0 is the initial model, before any training.
+        validation: What choices are made on; None in a round without evaluation.
+        test: What is reported; None in a round without evaluation.
+        client_accuracy: For each partition, the expected test accuracy on its own label
+            distribution: per-class test accuracy weighted by the client's class shares.
+        worst_client_accuracy: The least of them.
+        bytes_down: Sum over clients, this round.
+        bytes_up: Sum over clients, this round.
+        clients: One entry per client asked, by partition id.
+        server: What the server measured, such as ``displacement``.
+        seconds: ``client_sum``, ``client_max`` (training, as clients measured it), ``server``
+            (aggregation and server training), ``evaluation``, ``wall`` (the whole round),
+            ``elapsed`` (since the start of the run).
+        schema: Version of this layout.
+    """
+
+    round: int
+    validation: EvaluationRecord | None
+    test: EvaluationRecord | None
+    client_accuracy: list[float] | None
+    worst_client_accuracy: float | None
+    bytes_down: int
+    bytes_up: int
+    clients: Sequence[ClientRecord]
+    server: Mapping[str, float]
+    seconds: Mapping[str, float]
+    schema: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RoundRecord:
+        """Read back `to_json`.
+
+        Raises:
+            RecordError: Another schema version, or fields that do not fit.
+        """
+        if values.get("schema") != SCHEMA_VERSION:
+            raise RecordError(
+                f"round record has schema {values.get('schema')!r}; this version of "
+                f"Tessera reads schema {SCHEMA_VERSION}"
+            )
+        try:
+            fields = dict(values)
+            for split in ("validation", "test"):
+                if fields[split] is not None:
+                    fields[split] = EvaluationRecord(**fields[split])
+            fields["clients"] = [ClientRecord(**client) for client in fields["clients"]]
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise RecordError(
+                f"round record does not fit schema {SCHEMA_VERSION}: {error}"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, runs: str | Path, name: str) -> RunFolder:
+        """Make a new run folder, and `runs` where it is missing.
+
+        Args:
+            runs: Folder of run folders.
+            name: Name of the new one; ``{random}`` in it becomes six random hex digits.
+
+        Raises:
+            RecordError: The folder is there already, or cannot be made.
+        """
+        path = Path(runs).expanduser().resolve() / name.replace("{random}", secrets.token_hex(3))
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise RecordError(
+                f"run folder {path} exists; give another name=... or remove it"
+            ) from error
+        except OSError as error:
+            raise RecordError(
+                f"run folder {path} cannot be made: {error.strerror}; give another runs=DIR"
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open an existing run folder.
+
+        Raises:
+            RecordError: There is no folder, or it is not a run's.
+        """
+        resolved = Path(path).expanduser().resolve()
+        if not (resolved / "config.json").is_file():
+            raise RecordError(f"{resolved} is not a run folder: it has no config.json")
+        return cls(resolved)
+
+    @property
+    def partition(self) -> Path:
+        """The partition file."""
+        return self.path / "partition.json"
+
+    @property
+    def rounds(self) -> Path:
+        """The round records, JSON lines."""
+        return self.path / "rounds.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.path / "events"
+
+    @property
+    def clients(self) -> Path:
+        """Folder of state that simulated clients keep."""
+        return self.path / "clients"
+
+    def checkpoint(self, round: int) -> Path:
+        """The checkpoint after `round`."""
+        return self.path / "checkpoints" / f"round-{round:04d}.safetensors"
+
+    def tesserae(self, round: int) -> Path:
+        """The images that clients sent in `round`.
+
+        Tensors ``images`` and ``nearest_images`` (uint8, N x C x H x W), ``labels``,
+        ``partition_ids`` and ``nearest_indices`` (int64, N; index into the training split), and
+        ``nearest_distances`` (float32, N; root mean square pixel difference, 0-255).
+        """
+        return self.path / "tesserae" / f"round-{round:04d}.safetensors"
+
+    def tesserae_rounds(self) -> list[int]:
+        """Rounds whose images were kept, ascending."""
+        found = (self.path / "tesserae").glob("round-*.safetensors")
+        return sorted(int(path.stem.partition("-")[2]) for path in found)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write ``name.json``, whole."""
+        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+        write_whole(self.path / f"{name}.json", text.encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read ``name.json``.
+
+        Raises:
+            RecordError: It is missing or is no JSON object.
+        """
+        path = self.path / f"{name}.json"
+        try:
+            value = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise RecordError(f"{path} is missing; the run did not get that far") from error
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path} cannot be read: {error}") from error
+        if not isinstance(value, dict):
+            raise RecordError(f"{path} holds no JSON object")
+        return value
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Append one record and flush it to the disk."""
+        line = json.dumps(record.to_json(), allow_nan=False, separators=(",", ":")) + "\n"
+        with self.rounds.open("a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_rounds(self) -> list[RoundRecord]:
+        """All complete records. A last line cut off by a crash is left out.
+
+        Raises:
+            RecordError: A line other than a torn last one cannot be read.
+        """
+        return list(self._read_rounds())
+
+    def _read_rounds(self) -> Iterator[RoundRecord]:
+        if not self.rounds.is_file():
+            return
+        lines = self.rounds.read_text().split("\n")
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                yield RoundRecord.from_json(json.loads(line))
+            except ValueError as error:
+                raise RecordError(f"{self.rounds} line {number}: {error}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to a file beside `path` and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

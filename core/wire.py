@@ -1,0 +1,121 @@
+"""What travels between server and client: named arrays, metrics and settings, and their size.
+
+The size is Flower's own measure (``count_bytes`` of its three records): each array as the ``.npy``
+bytes it is sent as, header included, each metric as 8 bytes, each setting by its type, and every
+key by its length. It depends on keys, shapes and dtypes alone, so it can be told before a run and
+is the same in every engine.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Metric = int | float
+Setting = bool | int | float | str
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message's content.
+
+    Attributes:
+        arrays: Named arrays.
+        metrics: Named numbers, 8 bytes each.
+        settings: Named scalars that steer the receiver; never an empty string.
+    """
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def num_bytes(self) -> int:
+        """Serialised size in bytes."""
+        return self.spec().num_bytes()
+
+    def spec(self) -> RecordSpec:
+        """The record's form without its content."""
+        arrays = {
+            name: ArraySpec(array.shape, array.dtype.name) for name, array in self.arrays.items()
+        }
+        return RecordSpec(arrays, tuple(self.metrics), self.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """Shape and dtype name of one array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def num_bytes(self) -> int:
+        """Size of the array as ``.npy``."""
+        payload = int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return _npy_header_bytes(self.shape, self.dtype) + payload
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSpec:
+    """The form of a record: all that its size depends on, and what a receiver may expect."""
+
+    arrays: Mapping[str, ArraySpec] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    def num_bytes(self) -> int:
+        """Serialised size in bytes of any record of this form."""
+        total = sum(len(name) + spec.num_bytes() for name, spec in self.arrays.items())
+        total += sum(len(name) + 8 for name in self.metrics)
+        return total + sum(
+            len(name) + _setting_bytes(value) for name, value in self.settings.items()
+        )
+
+    def violations(self, record: Record) -> list[str]:
+        """Ways in which `record` departs from this form, as sentences; empty if it fits."""
+        found = []
+        for name in self.arrays.keys() - record.arrays.keys():
+            found.append(f"array {name!r} is missing")
+        for name in record.arrays.keys() - self.arrays.keys():
+            found.append(f"array {name!r} was not asked for")
+        for name in self.arrays.keys() & record.arrays.keys():
+            spec, array = self.arrays[name], record.arrays[name]
+            if array.shape != spec.shape:
+                found.append(f"array {name!r} has shape {array.shape}, expected {spec.shape}")
+            if array.dtype.name != spec.dtype:
+                found.append(f"array {name!r} is {array.dtype.name}, expected {spec.dtype}")
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                found.append(f"array {name!r} holds NaN or infinity")
+        for name in set(self.metrics) ^ set(record.metrics):
+            kind = "is missing" if name in self.metrics else "was not asked for"
+            found.append(f"metric {name!r} {kind}")
+        for name, value in record.metrics.items():
+            if not np.isfinite(value):
+                found.append(f"metric {name!r} is {value}")
+        return sorted(found)
+
+
+def _setting_bytes(value: Setting) -> int:
+    if isinstance(value, bool):
+        return 1
+    if isinstance(value, str):
+        assert value, "an empty setting has no size on Flower's wire"
+        return len(value)
+    return 8
+
+
+@lru_cache(maxsize=4096)
+def _npy_header_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return len(buffer.getvalue())

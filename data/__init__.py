@@ -1,0 +1,1 @@
+"""Data sources and partitioners. Code only: downloaded data lives in ``.data/``."""
