@@ -246,6 +246,14 @@ class RunConfig:
                 return value
         raise AssertionError(f"strategy {self.strategy!r} declares no section {kind.__name__}")
 
+    def evaluates(self, round: int) -> bool:
+        """Whether the model is judged after `round`."""
+        return round % self.evaluate_every == 0 or round == self.rounds
+
+    def folder_name(self, run_id: int) -> str:
+        """Name of the run's folder; Flower's own id names it where the user did not."""
+        return self.name or f"flower-{run_id}"
+
     def flat(self) -> dict[str, Scalar]:
         """The configuration as flat ``section.key`` scalars, without unselected strategies."""
         return dict(_flatten(self, ""))

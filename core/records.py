@@ -197,6 +197,11 @@ class RunFolder:
         """Folder of state that simulated clients keep."""
         return self.path / "clients"
 
+    @property
+    def progress(self) -> Path:
+        """Folder of step counts while the run goes on."""
+        return self.path / "progress"
+
     def checkpoint(self, round: int) -> Path:
         """The checkpoint after `round`."""
         return self.path / "checkpoints" / f"round-{round:04d}.safetensors"

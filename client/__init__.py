@@ -1,0 +1,1 @@
+"""The Flower ClientApp: parse, local update, reply."""

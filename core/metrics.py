@@ -1,0 +1,61 @@
+"""Metrics of classification, all from one confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from core.records import EvaluationRecord
+
+
+def evaluation_of(confusion: npt.NDArray[np.int64], mean_loss: float) -> EvaluationRecord:
+    """Accuracy, macro-F1 and per-class accuracy.
+
+    Args:
+        confusion: Counts, shape (C, C), row = true class, column = predicted class; not all zero.
+        mean_loss: Mean cross-entropy, nats.
+
+    >>> record = evaluation_of(np.array([[2, 0, 0], [1, 1, 0], [0, 0, 0]]), 0.5)
+    >>> record.accuracy, record.per_class_accuracy
+    (0.75, [1.0, 0.5, None])
+    """
+    correct = np.diag(confusion).astype(np.float64)
+    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    support = np.maximum(true + predicted, 1)
+    return EvaluationRecord(
+        num_examples=int(true.sum()),
+        loss=mean_loss,
+        accuracy=float(correct.sum() / true.sum()),
+        macro_f1=float((2 * correct / support).mean()),
+        per_class_accuracy=[
+            float(hits / count) if count else None
+            for hits, count in zip(correct, true, strict=True)
+        ],
+        confusion=confusion.tolist(),
+    )
+
+
+def expected_accuracy(
+    per_class_accuracy: Sequence[float | None], class_counts: Sequence[int]
+) -> float:
+    """Accuracy to be expected under another mix of the same classes.
+
+    Under label skew, where clients differ in nothing but their class shares, this is a client's
+    accuracy on its own distribution, measured on all test images instead of its few.
+
+    Args:
+        per_class_accuracy: Recall of each class, shape (C,); None where it is not known.
+        class_counts: The mix, shape (C,); classes of unknown recall are left out of it.
+
+    >>> expected_accuracy([1.0, 0.5, None], [30, 10, 7])
+    0.875
+    """
+    known = [
+        (recall, count)
+        for recall, count in zip(per_class_accuracy, class_counts, strict=True)
+        if recall is not None
+    ]
+    total = sum(count for _, count in known)
+    return sum(recall * count for recall, count in known) / total if total else 0.0

@@ -1,0 +1,117 @@
+"""A model's parameters as one vector, and the SGD step on it.
+
+Drawing weights on a sphere, projecting onto a ball, measuring a displacement and taking a step are
+then one operation each, however many layers there are. The step is written out because the first
+`torch.optim` object in a process imports the compiler, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+NamedTensors = Mapping[str, torch.Tensor]
+
+
+class ParameterVector:
+    """All parameters of a model, in `model.parameters()` order, as views of one vector.
+
+    From construction on the model's parameters and their gradients are views of `values` and
+    `gradient` (both float, shape (d,)); writing to either changes the other. Gradients accumulate
+    until `zero_gradient`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = list(model.parameters())
+        assert parameters, "a model without parameters cannot be trained"
+        self.model = model
+        with torch.no_grad():
+            self.values = torch.cat([p.detach().reshape(-1) for p in parameters])
+            self.gradient = torch.zeros_like(self.values)
+            start = 0
+            for parameter in parameters:
+                end = start + parameter.numel()
+                parameter.data = self.values[start:end].view(parameter.shape)
+                parameter.grad = self.gradient[start:end].view(parameter.shape)
+                start = end
+
+    def mask(self, module_types: tuple[type[nn.Module], ...]) -> torch.Tensor:
+        """A vector with 0 at the own parameters of modules of these types and 1 elsewhere."""
+        inside = {
+            id(parameter)
+            for module in self.model.modules()
+            if isinstance(module, module_types)
+            for parameter in module.parameters(recurse=False)
+        }
+        parts = [
+            torch.full((p.numel(),), 0.0 if id(p) in inside else 1.0, device=self.values.device)
+            for p in self.model.parameters()
+        ]
+        return torch.cat(parts)
+
+    def zero_gradient(self) -> None:
+        """Set the gradient to zero, in place."""
+        self.gradient.zero_()
+
+    def load(self, weights: NamedTensors) -> None:
+        """Copy a state dict (parameters and buffers) into the model, in place."""
+        self.model.load_state_dict(dict(weights), strict=True)
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the model's state dict on the CPU, in its own order."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+@torch.no_grad()
+def sgd_step_(
+    values: torch.Tensor,
+    gradient: torch.Tensor,
+    velocity: torch.Tensor | None,
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+) -> None:
+    """One step of SGD with heavy-ball momentum, in place; the same bits as `torch.optim.SGD`.
+
+    ``g = gradient + weight_decay * values; velocity = momentum * velocity + g;
+    values -= learning_rate * velocity``
+
+    Args:
+        values: What is stepped, any shape.
+        gradient: Its gradient, the same shape; left as it is.
+        velocity: Zeros at first, the same shape; None without momentum.
+        learning_rate: Step size.
+        momentum: Heavy-ball factor.
+        weight_decay: L2 factor.
+    """
+    step = gradient.add(values, alpha=weight_decay) if weight_decay else gradient
+    if momentum:
+        assert velocity is not None, "momentum needs a velocity"
+        step = velocity.mul_(momentum).add_(step)
+    values.add_(step, alpha=-learning_rate)
+
+
+@torch.no_grad()
+def project_onto_ball_(
+    values: torch.Tensor, centre: torch.Tensor, radius: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Project `values` onto the ball of `radius` around `centre`, in place and without a sync.
+
+    Args:
+        values: Shape (d,).
+        centre: Shape (d,).
+        radius: Euclidean radius (rho).
+
+    Returns:
+        The distance from the centre before projection, and whether it was beyond the radius; both
+        scalar tensors.
+    """
+    offset = values - centre
+    distance = torch.linalg.vector_norm(offset)
+    outside = distance > radius
+    torch.where(outside, centre + offset * (radius / distance), values, out=values)
+    return distance, outside

@@ -1,0 +1,1 @@
+"""Dataset distillation: matching distributions, augmentation, one client's set."""

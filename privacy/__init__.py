@@ -1,0 +1,1 @@
+"""What a run can say about privacy. Maths and words only."""

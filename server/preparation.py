@@ -1,0 +1,89 @@
+"""All that must hold before anything starts: data, partition, model and method fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from core.config import RunConfig, Scalar
+from core.device import resolve_device
+from core.parameters import NamedTensors, weights_of
+from data.partition import Partition
+from data.partitioners import load_or_make_partition
+from strategies.base import ClientShape, Strategy, model_seed, spec_of
+from strategies.table import build_strategy, parse_config
+from workloads.vision import ImageClassification, forget_workloads, open_workload
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A run that is ready to start; nothing has been written.
+
+    Attributes:
+        config: As parsed.
+        strategy: The method.
+        workload: Data and objective.
+        partition: Who holds what.
+        model: A model of the right form, holding the initial weights.
+        initial_weights: w_0.
+    """
+
+    config: RunConfig
+    strategy: Strategy
+    workload: ImageClassification
+    partition: Partition
+    model: nn.Module
+    initial_weights: NamedTensors
+
+    def client_shapes(self) -> list[ClientShape]:
+        """Every client by partition id."""
+        weights = spec_of(self.initial_weights)
+        return [
+            ClientShape(partition_id, tuple(counts), weights, self.workload.input_shape)
+            for partition_id, counts in enumerate(self.partition.class_counts.tolist())
+        ]
+
+    def hand_out_order(self) -> list[int]:
+        """Partition ids, most examples first: a pure function of the partition.
+
+        Work handed out largest first keeps workers busy to the end; replies are folded in this
+        order too, so that sums do not depend on who answers first.
+        """
+        if not self.strategy.asks_clients:
+            return []
+        sizes = [len(indices) for indices in self.partition.clients]
+        return sorted(range(len(sizes)), key=lambda k: (-sizes[k], k))
+
+
+def prepare(config: RunConfig) -> Preparation:
+    """Load the data, deal it to clients, build the model, and check that all of it fits.
+
+    The last preparation is kept, so that a check before a run costs nothing in the run.
+
+    Raises:
+        ConfigError: Model and data or model and method do not fit.
+        DataError: Data is missing or unfit, or no partition meets the configuration.
+        RunError: The device is not there.
+    """
+    return _prepare(tuple(sorted(config.flat().items())))
+
+
+@lru_cache(maxsize=1)
+def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
+    config = parse_config(dict(flat))
+    torch.set_num_threads(config.engine.server_threads)
+    workload = open_workload(config, resolve_device(config.engine.device))
+    model = workload.build_model(model_seed(config))
+    strategy = build_strategy(config)
+    strategy.check_model(model)
+    partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
+    return Preparation(config, strategy, workload, partition, model, weights_of(model))
+
+
+def forget_preparation() -> None:
+    """Let the data of the last run go, so that the next run reads its files anew."""
+    _prepare.cache_clear()
+    forget_workloads()

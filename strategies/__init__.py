@@ -1,0 +1,1 @@
+"""Federated methods: one algorithm, one file, both halves."""

@@ -1,0 +1,308 @@
+"""The contract that every strategy fulfils, client half and server half.
+
+A strategy is built once per process from the configuration and holds nothing else: what changes
+from round to round is passed in and handed back (`ServerState`, `ClientUpdate.state`). It receives
+its workload as an objective, and knows neither Flower nor where it runs.
+
+The smallest one there is counts examples. It trains nothing, yet fills every part:
+
+>>> class CountExamples(Strategy):
+...     name = "count-examples"
+...     images_sent = "none"
+...
+...     def reply_spec(self, client, round):
+...         return RecordSpec(metrics=("num_examples", "train_s"))
+...
+...     def client_update(self, task):
+...         return ClientUpdate({}, {"num_examples": len(task.examples)})
+...
+...     def begin(self, state):
+...         return 0
+...
+...     def add(self, total, reply):
+...         return total + reply.record.metrics["num_examples"]
+...
+...     def finish(self, state, total, task):
+...         return RoundOutcome(state, {"num_examples": total})
+>>> counter = CountExamples(RunConfig())
+>>> replies = [Reply(k, Record(metrics={"num_examples": n})) for k, n in enumerate([3, 4, 5])]
+>>> total = counter.begin(None)
+>>> for reply in replies:
+...     total = counter.add(total, reply)
+>>> counter.finish(None, total, None).metrics
+{'num_examples': 12}
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.config import RunConfig
+from core.examples import Examples
+from core.parameters import NamedTensors, ParameterVector
+from core.records import EvaluationRecord
+from core.seeds import derive_seed
+from core.wire import Array, ArraySpec, Metric, Record, RecordSpec
+
+Split = Literal["validation", "test"]
+
+
+class Workload(Protocol):
+    """What a strategy needs of the workload; `workloads.vision` is one."""
+
+    num_classes: int
+    input_shape: tuple[int, int, int]
+
+    def build_model(self, seed: int) -> nn.Module:
+        """A freshly initialised model on the workload's device."""
+
+    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of each example, shape (B,)."""
+
+    def evaluate(self, model: nn.Module, split: Split) -> EvaluationRecord:
+        """How well the model does on a split."""
+
+    def training_examples(self) -> Examples:
+        """The whole training split; only what is central by nature may ask for it."""
+
+    def to_pixels(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Network input to uint8 pixels."""
+
+    def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels to network input."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientShape:
+    """What the size of a client's reply may depend on.
+
+    Attributes:
+        partition_id: Which share of the data it holds.
+        class_counts: Images of each class, shape (C,).
+        weights: Form of the model's weights.
+        input_shape: Channels, height, width.
+    """
+
+    partition_id: int
+    class_counts: tuple[int, ...]
+    weights: Mapping[str, ArraySpec]
+    input_shape: tuple[int, int, int]
+
+    @property
+    def num_examples(self) -> int:
+        """Images the client holds (n_k)."""
+        return sum(self.class_counts)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTask:
+    """One client's work in one round.
+
+    Attributes:
+        round: From 1.
+        partition_id: Which share of the data it is.
+        seed: Derived from the run's seed, the round and the partition; the source of all
+            randomness here.
+        received: What the server sent.
+        examples: The client's own data.
+        state: What this client's last acknowledged update kept; None at first.
+        parameters: A model of the right form to work in; its weights are left over from other
+            work, load some before use.
+        workload: The objective.
+        device: Where to compute.
+        count_step: Called once per inner step, for progress.
+    """
+
+    round: int
+    partition_id: int
+    seed: int
+    received: Record
+    examples: Examples
+    state: NamedTensors | None
+    parameters: ParameterVector
+    workload: Workload
+    device: torch.device
+    count_step: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientUpdate:
+    """What a client sends, and what it keeps once the server has acknowledged the reply.
+
+    The client app adds ``train_s``, the seconds the update took, to the metrics.
+    """
+
+    arrays: Mapping[str, Array]
+    metrics: Mapping[str, Metric]
+    state: NamedTensors | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A validated reply, as the server half sees it."""
+
+    partition_id: int
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What the server carries from round to round; a checkpoint holds exactly this.
+
+    Attributes:
+        weights: The global model's state dict, on the CPU.
+        slots: The strategy's own tensors, such as a server momentum.
+    """
+
+    weights: NamedTensors
+    slots: NamedTensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTask:
+    """The server's work in one round; fields as in `ClientTask`."""
+
+    round: int
+    seed: int
+    parameters: ParameterVector
+    workload: Workload
+    device: torch.device
+    count_step: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mosaic:
+    """The images that clients sent in a round, for the record.
+
+    Attributes:
+        pixels: uint8, shape (N, C, H, W).
+        labels: int64, shape (N,).
+        partition_ids: int64, shape (N,): who sent each.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    partition_ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FederatedEvaluation:
+    """An evaluation that clients made, where there is no global model to evaluate.
+
+    Attributes:
+        validation: Over all clients' models.
+        test: Over all clients' models.
+        client_accuracy: Each client's expected test accuracy on its own label distribution.
+    """
+
+    validation: EvaluationRecord
+    test: EvaluationRecord
+    client_accuracy: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutcome:
+    """The next state, what the server measured, and what is worth keeping."""
+
+    state: ServerState
+    metrics: Mapping[str, float]
+    mosaic: Mosaic | None = None
+    evaluation: FederatedEvaluation | None = None
+
+
+class Strategy(ABC):
+    """A federated method.
+
+    Attributes:
+        name: As the configuration names it; prefix of its own section of keys.
+        sections: Frozen dataclasses of the configuration sections that it reads.
+        images_sent: Whether images leave clients, for the privacy statement and the report.
+        asks_clients: False for a method that has no clients.
+        sends_weights: Whether clients receive the global model each round.
+    """
+
+    name: ClassVar[str]
+    sections: ClassVar[Mapping[str, type]] = {}
+    images_sent: ClassVar[Literal["none", "synthetic", "raw"]]
+    asks_clients: ClassVar[bool] = True
+    sends_weights: ClassVar[bool] = True
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model this method cannot train; by default any will do.
+
+        Raises:
+            ConfigError: With the way out.
+        """
+        return
+
+    def broadcast(self, state: ServerState) -> dict[str, Array]:
+        """Arrays that every client receives: the global weights, unless a method says otherwise."""
+        return arrays_of(state.weights) if self.sends_weights else {}
+
+    def broadcast_spec(self, weights: Mapping[str, ArraySpec]) -> Mapping[str, ArraySpec]:
+        """Form of `broadcast` for weights of this form."""
+        return weights if self.sends_weights else {}
+
+    @abstractmethod
+    def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
+        """Form of this client's reply in `round`, ``train_s`` included.
+
+        Its size is predicted from it, and a reply that departs from it is refused.
+        """
+
+    def client_steps(self, client: ClientShape) -> int:
+        """How often `client_update` will call `count_step`, for progress; 0 if it never does."""
+        return 0
+
+    @abstractmethod
+    def client_update(self, task: ClientTask) -> ClientUpdate:
+        """The client half."""
+
+    def check_reply(self, reply: Reply) -> list[str]:
+        """Further reasons to refuse a reply that fits its form, as sentences."""
+        return []
+
+    @abstractmethod
+    def begin(self, state: ServerState) -> Any:
+        """An empty accumulator of replies."""
+
+    @abstractmethod
+    def add(self, accumulator: Any, reply: Reply) -> Any:
+        """Fold one reply in. Replies come in an order fixed by the seed and the data."""
+
+    @abstractmethod
+    def finish(self, state: ServerState, accumulator: Any, task: ServerTask) -> RoundOutcome:
+        """The server half, once every reply has been added."""
+
+
+def model_seed(config: RunConfig) -> int:
+    """Seed of the initial model, the same wherever it is built."""
+    return derive_seed(config.seed, "model")
+
+
+def arrays_of(tensors: NamedTensors) -> dict[str, Array]:
+    """Tensors as NumPy arrays of the same bits; the CPU's memory is shared."""
+    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+
+
+def tensors_of(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    """NumPy arrays as tensors of their own memory."""
+    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+
+def spec_of(tensors: NamedTensors) -> dict[str, ArraySpec]:
+    """The form that `tensors` have on the wire."""
+    return {
+        name: ArraySpec(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in tensors.items()
+    }

@@ -1,0 +1,287 @@
+"""What methods that send images share: how many, their form on the wire, and the server's training.
+
+The server half is FedDM's: Equation 5.9 as a training set, minimised inside the rho-ball of
+Equation 5.3. `strategies.feddm` fills the mosaic with matched images, `strategies.real_images`
+with raw ones.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from core.config import choice, flag, number
+from core.examples import Examples
+from core.parameters import NamedTensors, project_onto_ball_, sgd_step_, weights_of
+from core.seeds import torch_generator
+from core.wire import Array, ArraySpec, Metric, RecordSpec
+from strategies.base import (
+    ClientShape,
+    ClientTask,
+    ClientUpdate,
+    Mosaic,
+    Reply,
+    RoundOutcome,
+    ServerState,
+    ServerTask,
+    Strategy,
+    Workload,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MosaicConfig:
+    """Keys of every method whose clients send images."""
+
+    images_per_class: int = number(
+        10, "images a client sends of each class it holds (ipc)", least=1
+    )
+    min_examples: int = number(
+        1, "a class of which a client holds fewer real images is not sent", least=1
+    )
+    image_dtype: str = choice(
+        "float32",
+        "type of pixels on the wire; uint8 rounds and clips them",
+        ["float32", "float16", "uint8"],
+    )
+    weighting: str = choice(
+        "uniform",
+        "weight of each image in the server's loss: equal, or by the real images it "
+        "stands for, which tells the server the client's class counts",
+        ["uniform", "counts"],
+    )
+    rho: float = number(
+        5.0,
+        "radius around the current weights within which networks are drawn and the server trains",
+        above=0,
+    )
+    ball: bool = flag(True, "project the server's weights into the rho-ball after each step")
+    learning_rate: float = number(0.01, "SGD learning rate of the server (eta_s)", above=0)
+    momentum: float = number(0.9, "SGD momentum of the server", least=0, below=1)
+    weight_decay: float = number(5e-4, "SGD weight decay of the server", least=0)
+    batch_size: int = number(256, "synthetic images per step of the server", least=1)
+    epochs: int = number(500, "server passes over all images received", least=1)
+    lr_decay: str = choice(
+        "none", "constant learning rate, or a tenth from half-way on", ["none", "half"]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedSet:
+    """One client's images as the server trains on them.
+
+    Attributes:
+        inputs: float32, shape (M, C, H, W).
+        labels: int64, shape (M,).
+        weights: float32, shape (M,): real images that each stands for; ones if uniform.
+        partition_id: Who sent them.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    partition_id: int
+
+
+def images_per_class(class_counts: Sequence[int], config: MosaicConfig, *, fill: bool) -> list[int]:
+    """How many images of each class a client sends.
+
+    Args:
+        class_counts: Real images of each class that it holds (n_kc).
+        config: Images per class and the minimum.
+        fill: Whether a class of fewer real images is filled up to `images_per_class`.
+
+    >>> images_per_class([0, 3, 50], MosaicConfig(images_per_class=10), fill=False)
+    [0, 3, 10]
+    """
+    wanted = config.images_per_class
+    return [
+        0 if count < config.min_examples else wanted if fill else min(wanted, count)
+        for count in class_counts
+    ]
+
+
+def class_counts(examples: Examples, num_classes: int) -> list[int]:
+    """Images of each class, n_kc."""
+    counts: list[int] = torch.bincount(examples.labels, minlength=num_classes).tolist()
+    return counts
+
+
+def encode(images: torch.Tensor, dtype: str, workload: Workload) -> Array:
+    """Network input as it travels: float32, float16, or uint8 pixels."""
+    if dtype == "uint8":
+        return workload.to_pixels(images).cpu().numpy()
+    return images.detach().cpu().numpy().astype(dtype)
+
+
+def decode(array: Array, workload: Workload) -> torch.Tensor:
+    """Back to float32 network input, on the CPU."""
+    if array.dtype == np.uint8:
+        return workload.from_pixels(torch.from_numpy(np.array(array)))
+    return torch.from_numpy(array.astype(np.float32))
+
+
+class MosaicStrategy(Strategy):
+    """A method whose clients send labelled images and whose server trains on their union."""
+
+    sections: ClassVar[Mapping[str, type]] = {"mosaic": MosaicConfig}
+    image_metrics: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def mosaic(self) -> MosaicConfig:
+        """The shared section of keys."""
+        return self.config.section(MosaicConfig)
+
+    def fills_short_classes(self) -> bool:
+        """Whether a class of fewer real images than wanted is filled up with others."""
+        return False
+
+    @abstractmethod
+    def images(
+        self, task: ClientTask, wanted: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Metric], NamedTensors | None]:
+        """The images to send.
+
+        Args:
+            task: The client's work.
+            wanted: How many of each class.
+
+        Returns:
+            Images (M, C, H, W) grouped by class in label order, their labels (M,), metrics, and
+            what the client keeps.
+        """
+
+    def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
+        """Images, labels, and with ``weighting=counts`` the class counts."""
+        wanted = images_per_class(client.class_counts, self.mosaic, fill=self.fills_short_classes())
+        arrays = {
+            "images": ArraySpec((sum(wanted), *client.input_shape), self.mosaic.image_dtype),
+            "labels": ArraySpec((sum(wanted),), "int64"),
+        }
+        if self.mosaic.weighting == "counts":
+            arrays["class_counts"] = ArraySpec((len(client.class_counts),), "int64")
+        return RecordSpec(arrays, (*self.image_metrics, "train_s"))
+
+    def client_update(self, task: ClientTask) -> ClientUpdate:
+        """Choose how many images of each class, make them, encode them."""
+        counts = class_counts(task.examples, task.workload.num_classes)
+        wanted = images_per_class(counts, self.mosaic, fill=self.fills_short_classes())
+        images, labels, metrics, state = self.images(task, wanted)
+        arrays: dict[str, Array] = {
+            "images": encode(images, self.mosaic.image_dtype, task.workload),
+            "labels": labels.cpu().numpy(),
+        }
+        if self.mosaic.weighting == "counts":
+            arrays["class_counts"] = np.array(counts, dtype=np.int64)
+        return ClientUpdate(arrays, metrics, state)
+
+    def check_reply(self, reply: Reply) -> list[str]:
+        """There must be images, of known classes."""
+        labels = reply.record.arrays["labels"]
+        if labels.size == 0:
+            return [
+                f"holds no images: no class reaches mosaic.min-examples={self.mosaic.min_examples}"
+            ]
+        return [] if labels.min() >= 0 else [f"label {labels.min()} is below 0"]
+
+    def begin(self, state: ServerState) -> list[Reply]:
+        """No replies yet; the server trains on all sets at once."""
+        return []
+
+    def add(self, accumulator: list[Reply], reply: Reply) -> list[Reply]:
+        """Keep the reply."""
+        return [*accumulator, reply]
+
+    def finish(
+        self, state: ServerState, accumulator: list[Reply], task: ServerTask
+    ) -> RoundOutcome:
+        """Train from w_r on the union of the sets; without a set the model stays as it was."""
+        if not accumulator:
+            return RoundOutcome(state, {})
+        sets = [self.received_set(reply, task.workload) for reply in accumulator]
+        inputs = torch.cat([s.inputs for s in sets])
+        labels = torch.cat([s.labels for s in sets])
+        weights = torch.cat([s.weights for s in sets])
+        task.parameters.load(state.weights)
+        metrics = train_on_mosaic(task, inputs, labels, weights, self.mosaic)
+        sizes = torch.tensor([len(s.labels) for s in sets])
+        senders = torch.tensor([s.partition_id for s in sets]).repeat_interleave(sizes)
+        mosaic = Mosaic(task.workload.to_pixels(inputs), labels, senders)
+        trained = ServerState(weights_of(task.parameters.model), state.slots)
+        return RoundOutcome(trained, metrics, mosaic)
+
+    def received_set(self, reply: Reply, workload: Workload) -> ReceivedSet:
+        """Decode one reply."""
+        arrays = reply.record.arrays
+        labels = torch.from_numpy(arrays["labels"].astype(np.int64))
+        weights = torch.ones(len(labels))
+        if self.mosaic.weighting == "counts":
+            counts = torch.from_numpy(arrays["class_counts"].astype(np.int64))
+            sent = torch.bincount(labels, minlength=len(counts))
+            weights = (counts[labels] / sent[labels]).to(torch.float32)
+        return ReceivedSet(decode(arrays["images"], workload), labels, weights, reply.partition_id)
+
+
+def train_on_mosaic(
+    task: ServerTask,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    config: MosaicConfig,
+) -> dict[str, float]:
+    """SGD on the weighted loss of all images received, inside the rho-ball around the start.
+
+    Args:
+        task: Its parameters hold w_r and are trained in place.
+        inputs: float32, shape (M, C, H, W).
+        labels: int64, shape (M,).
+        weights: float32, shape (M,); scaled to mean 1 here.
+        config: The server's optimizer.
+
+    Returns:
+        ``num_images``; ``displacement``, the distance ||w - w_r|| at the end; ``ball_bound``, the
+        share of steps after which the ball bound; ``train_loss``, the mean loss of the last epoch.
+    """
+    parameters = task.parameters
+    model = parameters.model.train()
+    inputs, labels = inputs.to(task.device), labels.to(task.device)
+    weights = (weights / weights.mean()).to(task.device)
+    centre = parameters.values.clone()
+    velocity = torch.zeros_like(centre) if config.momentum else None
+    shuffler = torch_generator(task.seed)
+    bound = torch.zeros((), device=centre.device)
+    num_steps = 0
+    for epoch in range(config.epochs):
+        decayed = config.lr_decay == "half" and epoch >= config.epochs // 2
+        learning_rate = config.learning_rate * (0.1 if decayed else 1.0)
+        epoch_loss = torch.zeros((), device=centre.device)
+        order = torch.randperm(len(labels), generator=shuffler).to(task.device)
+        for batch in order.split(config.batch_size):
+            parameters.zero_gradient()
+            losses = task.workload.loss(model, inputs[batch], labels[batch]) * weights[batch]
+            losses.mean().backward()  # type: ignore[no-untyped-call]
+            sgd_step_(
+                parameters.values,
+                parameters.gradient,
+                velocity,
+                learning_rate=learning_rate,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+            )
+            if config.ball:
+                bound += project_onto_ball_(parameters.values, centre, config.rho)[1]
+            epoch_loss += losses.detach().sum()
+            num_steps += 1
+            task.count_step()
+    displacement = torch.linalg.vector_norm(parameters.values - centre)
+    return {
+        "num_images": len(labels),
+        "displacement": float(displacement),
+        "ball_bound": float(bound) / num_steps,
+        "train_loss": float(epoch_loss) / len(labels),
+    }

@@ -1,0 +1,71 @@
+"""The table of strategies, and the one place where a configuration is parsed.
+
+A new built-in method is one file and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from core.config import Key, RunConfig, keys, parse
+from core.errors import ConfigError, Problem
+from core.plugins import is_plugin, load_plugin
+from strategies.base import Strategy
+from strategies.centralized import Centralized
+from strategies.fedavg import FedAvg
+from strategies.feddm import FedDM
+from strategies.fedprox import FedProx
+from strategies.local import Local
+from strategies.real_images import RealImages
+
+STRATEGIES: Mapping[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (FedDM, FedAvg, FedProx, RealImages, Local, Centralized)
+}
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class that `name` stands for: a built-in one, or ``FILE.py:CLASS``.
+
+    Raises:
+        ConfigError: The file or class is missing, or the class is no strategy.
+    """
+    if not is_plugin(name):
+        return STRATEGIES[name]
+    found = load_plugin("strategy", name)
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        rule = "must be a subclass of strategies.base.Strategy"
+        raise ConfigError([Problem("strategy", name, rule)])
+    if found.name in STRATEGIES and STRATEGIES[found.name] is not found:
+        rule = f"its name {found.name!r} is a built-in strategy's; give it another"
+        raise ConfigError([Problem("strategy", name, rule)])
+    return found
+
+
+def parse_config(flat: Mapping[str, object]) -> RunConfig:
+    """Parse flat ``section.key`` scalars, or refuse them with every problem at once.
+
+    Raises:
+        ConfigError: See `core.config.parse`; also a strategy file that does not load.
+    """
+    known: dict[str, type[Strategy]] = dict(STRATEGIES)
+    named = flat.get("strategy")
+    if isinstance(named, str) and is_plugin(named):
+        known[named] = strategy_class(named)
+    sections = {
+        title: section for kind in known.values() for title, section in kind.sections.items()
+    }
+    readers = {name: tuple(kind.sections) for name, kind in known.items()}
+    return parse(flat, sections=sections, strategies=readers)
+
+
+def config_keys() -> list[Key]:
+    """Every key of the built-in strategies, for help, docs and ``pyproject.toml``."""
+    sections = {
+        title: section for kind in STRATEGIES.values() for title, section in kind.sections.items()
+    }
+    return keys(sections, STRATEGIES)
+
+
+def build_strategy(config: RunConfig) -> Strategy:
+    """The configured strategy."""
+    return strategy_class(config.strategy)(config)

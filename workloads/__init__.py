@@ -1,0 +1,1 @@
+"""What is trained and how it is judged. Knows no strategy and no Flower."""
