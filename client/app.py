@@ -66,17 +66,17 @@ def train(message: Message, context: Context) -> Message:
     """One client's update."""
     started = time.perf_counter()
     received = from_flower(message.content)
-    round, acknowledged = (int(received.settings[key]) for key in ("round", "acknowledged-round"))
+    round_number = int(received.settings["round"])
     resident = _resident(tuple(sorted(context.run_config.items())), context.run_id)
     partition_id = int(context.node_config["partition-id"])
     store = ClientStore(resident.folder.clients, partition_id)
     task = ClientTask(
-        round=round,
+        round=round_number,
         partition_id=partition_id,
-        seed=derive_seed(resident.config.seed, "client", round, partition_id),
+        seed=derive_seed(resident.config.seed, "client", round_number, partition_id),
         received=received,
         examples=resident.examples(partition_id),
-        state=store.read(acknowledged),
+        state=store.read(int(received.settings["acknowledged-round"])),
         parameters=resident.parameters,
         workload=resident.workload,
         device=resident.workload.device,
@@ -84,9 +84,9 @@ def train(message: Message, context: Context) -> Message:
     )
     update = resident.strategy.client_update(task)
     if update.state is not None:
-        store.write(round, update.state)
+        store.write(round_number, update.state)
     metrics = {**update.metrics, "train_s": time.perf_counter() - started}
-    reply = Record(update.arrays, metrics, {"round": round})
+    reply = Record(update.arrays, metrics, {"round": round_number})
     return Message(to_flower(reply), reply_to=message)
 
 

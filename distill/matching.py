@@ -17,7 +17,7 @@ from core.config import choice, flag, number
 from core.parameters import ParameterVector, sgd_step_
 from distill.augmentation import Augmentation, AugmentationKind, draw_augmentation
 from distill.weights import WeightDraw
-from models.embedding import EmbeddingModel
+from models.registry import EmbeddingModel
 
 REAL_CHUNK = 256
 """Real images per forward pass; bounds memory and changes no mean but by rounding."""
@@ -87,7 +87,9 @@ class Matched:
     last_loss: float
 
 
-def class_mean_matrix(labels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def class_mean_matrix(
+    labels: torch.Tensor, classes: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """The matrix A with A @ phi = mean of phi over each class.
 
     A product instead of scattered sums: one operation, and the same bits every time on a GPU too.
@@ -95,11 +97,12 @@ def class_mean_matrix(labels: torch.Tensor, classes: torch.Tensor) -> torch.Tens
     Args:
         labels: int64, shape (N,).
         classes: int64, shape (K,), the rows; each occurs in `labels`.
+        dtype: Type of the matrix, the embedding's own.
 
     Returns:
-        float32, shape (K, N).
+        Shape (K, N).
     """
-    member = (labels[None, :] == classes[:, None]).to(torch.float32)
+    member = (labels[None, :] == classes[:, None]).to(dtype)
     return member / member.sum(dim=1, keepdim=True)
 
 
@@ -131,7 +134,7 @@ def _mean_embedding(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     features = model.embed(inputs)
     # Averaging commutes with the affine classifier: K rows through it instead of N.
-    means = averages.to(features.dtype) @ features
+    means = averages @ features
     return means, model.classifier(means)
 
 
@@ -161,7 +164,7 @@ def matching_gradient(
     """
     with torch.no_grad():
         real_features = sum(
-            averages.to(real.dtype) @ model.embed(augment(images))
+            averages @ model.embed(augment(images))
             for images, averages in zip(
                 real.split(REAL_CHUNK), real_averages.split(REAL_CHUNK, dim=1), strict=True
             )
@@ -203,10 +206,10 @@ def match(
     device = start.device
     names = torch.tensor([group.label for group in classes], device=device)
     synthetic, velocity = start.clone(), torch.zeros_like(start)
-    synthetic_averages = class_mean_matrix(labels, names)
+    synthetic_averages = class_mean_matrix(labels, names, start.dtype)
     sizes = [min(config.real_batch, len(group.real)) for group in classes]
     batch_labels = torch.repeat_interleave(names, torch.tensor(sizes, device=device))
-    real_averages = class_mean_matrix(batch_labels, names)
+    real_averages = class_mean_matrix(batch_labels, names, start.dtype)
     whole = all(len(group.real) == size for group, size in zip(classes, sizes, strict=True))
     pool = torch.cat([group.real for group in classes])
     offsets = torch.tensor([0, *(len(group.real) for group in classes)]).cumsum(0).tolist()

@@ -39,6 +39,7 @@ class Received:
     reply: Reply | None
     record: ClientRecord
     train_s: float = 0.0
+    trace: str = ""
 
 
 class Federation:
@@ -79,22 +80,22 @@ class Federation:
         nodes = nodes_by_partition(self._grid, len(self._order))
         state = ServerState(preparation.initial_weights)
         self._record(0, RoundOutcome(state, {}), [], 0.0, began, began)
-        for round in range(1, config.rounds + 1):
+        for number in range(1, config.rounds + 1):
             started = time.perf_counter()
-            self._progress.round_started(round)
+            self._progress.round_started(number)
             accumulator = strategy.begin(state)
             received = []
-            for item in in_order(self._exchange(round, state, nodes), self._order):
+            for item in in_order(self._exchange(number, state, nodes), self._order):
                 if item.reply is not None:
                     accumulator = strategy.add(accumulator, item.reply)
                 received.append(item)
-            self._refuse_hopeless(round, received)
+            self._refuse_hopeless(number, received)
             self._progress.server_started()
             served = time.perf_counter()
-            outcome = strategy.finish(state, accumulator, self._server_task(round))
+            outcome = strategy.finish(state, accumulator, self._server_task(number))
             server_s = time.perf_counter() - served
             state = outcome.state
-            self._record(round, outcome, received, server_s, started, began)
+            self._record(number, outcome, received, server_s, started, began)
 
     def _exchange(
         self, round: int, state: ServerState, nodes: Mapping[int, int]
@@ -141,10 +142,11 @@ class Federation:
         self, round: int, partition_id: int, message: Message, bytes_down: int
     ) -> Received:
         """Validate one reply and count its bytes."""
-        bytes_up, metrics, train_s = 0, {}, 0.0
+        bytes_up, metrics, train_s, trace = 0, {}, 0.0, ""
         reply = None
         if message.has_error():
-            failure: str | None = message.error.reason or f"error code {message.error.code}"
+            trace = message.error.reason or f"error code {message.error.code}"
+            failure: str | None = trace.partition("\n")[0]
         else:
             bytes_up = serialised_bytes(message)
             try:
@@ -168,7 +170,7 @@ class Federation:
             failure=failure,
             metrics=metrics,
         )
-        return Received(reply, record, train_s)
+        return Received(reply, record, train_s, trace)
 
     def _reasons_to_refuse(self, round: int, shape: ClientShape, reply: Reply) -> list[str]:
         strategy = self._preparation.strategy
@@ -179,12 +181,12 @@ class Federation:
         )
 
     def _refuse_hopeless(self, round: int, received: list[Received]) -> None:
-        failures = [item.record for item in received if item.record.failure is not None]
+        failures = [item for item in received if item.reply is None]
         if round == 1 and received and len(failures) == len(received):
             first = failures[0]
             raise RunError(
                 f"all {len(failures)} clients failed in the first round; client "
-                f"{first.partition_id}: {first.failure}"
+                f"{first.record.partition_id}: {first.trace or first.record.failure}"
             )
 
     def _server_task(self, round: int) -> ServerTask:

@@ -25,9 +25,8 @@ def nodes_by_partition(grid: Grid, num_clients: int) -> dict[int, int]:
     """
     if num_clients == 0:
         return {}
-    known = getattr(grid, "node_of_partition", None)
-    if known is not None:
-        return {k: known(k) for k in range(num_clients)}
+    if getattr(grid, "node_is_partition", False):
+        return dict(enumerate(sorted(grid.get_node_ids())))
     node_ids = _wait_for_nodes(grid, num_clients)
     requests = [
         Message(to_flower(Record()), dst_node_id=node_id, message_type="query")

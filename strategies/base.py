@@ -57,8 +57,13 @@ Split = Literal["validation", "test"]
 class Workload(Protocol):
     """What a strategy needs of the workload; `workloads.vision` is one."""
 
-    num_classes: int
-    input_shape: tuple[int, int, int]
+    @property
+    def num_classes(self) -> int:
+        """Number of classes (C)."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
 
     def build_model(self, seed: int) -> nn.Module:
         """A freshly initialised model on the workload's device."""

@@ -33,9 +33,11 @@ from core.seeds import derive_seed, torch_generator
 from core.wire import Metric
 from distill.matching import ClassImages, MatchingConfig, match
 from distill.weights import WeightDraw, WeightSampling, draws_around
-from models.embedding import NORM_LAYERS, embedding_of, refuse_batch_norm
+from models.registry import embedding_of, refuse_batch_norm
 from strategies.base import ClientShape, ClientTask, tensors_of
 from strategies.mosaic import MosaicConfig, MosaicStrategy
+
+NORM_LAYERS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class FedDM(MosaicStrategy):

@@ -57,7 +57,7 @@ def train_locally(
         for batch in order.split(config.batch_size):
             parameters.zero_gradient()
             losses = workload.loss(model, examples.inputs[batch], examples.labels[batch])
-            losses.mean().backward()  # type: ignore[no-untyped-call]
+            losses.mean().backward()
             if correction is not None:
                 parameters.gradient.add_(correction(parameters.values))
             sgd_step_(

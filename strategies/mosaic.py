@@ -264,7 +264,7 @@ def train_on_mosaic(
         for batch in order.split(config.batch_size):
             parameters.zero_gradient()
             losses = task.workload.loss(model, inputs[batch], labels[batch]) * weights[batch]
-            losses.mean().backward()  # type: ignore[no-untyped-call]
+            losses.mean().backward()
             sgd_step_(
                 parameters.values,
                 parameters.gradient,

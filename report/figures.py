@@ -1,0 +1,491 @@
+"""The plots, as plotly figures in plain dictionaries.
+
+Colours are CSS variables such as ``var(--series-0)``; the page's script puts in their values, so
+that one figure serves light and dark. Text from records is escaped here, because plotly reads
+HTML in every label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from data.partition import Partition
+from report.methods import Method
+from report.tables import plain_bytes, total_bytes_up
+
+Figure = dict[str, Any]
+
+NUM_COLOURS = 8
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
+_LOG_FROM_RATIO = 20
+_MOST_CELLS_WITH_TEXT = 400
+_MOST_CLASSES_WITH_TEXT = 12
+_MOST_NAMED_CLASSES = 20
+_LONGEST_TICK = 14
+_UPLOADS_NOTHING = ("local", "centralized")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a method is drawn in every plot.
+
+    Attributes:
+        colour: A CSS variable.
+        symbol: Plotly's name of the marker.
+        dash: ``solid``, ``dash`` for methods that are not private, ``dot`` for unfinished ones.
+    """
+
+    colour: str
+    symbol: str
+    dash: str
+
+
+def style_of(index: int, method: Method) -> Style:
+    """The style of the method at `index`."""
+    dash = "dash" if method.sends_raw_images else "solid" if method.finished else "dot"
+    symbol = SYMBOLS[(index + index // NUM_COLOURS) % len(SYMBOLS)]
+    return Style(f"var(--series-{index % NUM_COLOURS})", symbol, dash)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Test accuracy over the rounds that every seed has evaluated; each list has one entry a round.
+
+    Attributes:
+        rounds: Round numbers.
+        accuracy: Mean over seeds.
+        lowest: Least over seeds.
+        highest: Greatest over seeds.
+        bytes_up: Bytes that all clients sent until then, mean over seeds.
+        elapsed_s: Seconds since the start of the run, mean over seeds.
+    """
+
+    rounds: list[int]
+    accuracy: list[float]
+    lowest: list[float]
+    highest: list[float]
+    bytes_up: list[float]
+    elapsed_s: list[float]
+
+    def after_first_upload(self) -> Curve:
+        """Without the rounds before any upload, which no logarithmic axis can show."""
+        kept = [index for index, count in enumerate(self.bytes_up) if count > 0]
+        return Curve(*([getattr(self, f.name)[i] for i in kept] for f in fields(self)))
+
+
+def curve(method: Method) -> Curve:
+    """The curve of one method; empty where nothing is evaluated yet."""
+    per_seed: list[dict[int, tuple[float, float, float]]] = []
+    for run in method.runs:
+        points, bytes_up = {}, 0
+        for record in run.rounds:
+            bytes_up += record.bytes_up
+            if record.test is not None:
+                elapsed = record.seconds["elapsed"]
+                points[record.round] = (record.test.accuracy, float(bytes_up), elapsed)
+        if points:
+            per_seed.append(points)
+    shared = sorted(set.intersection(*map(set, per_seed))) if per_seed else []
+    values = np.array([[points[r] for points in per_seed] for r in shared]).reshape(
+        len(shared), -1, 3
+    )
+    mean = values.mean(axis=1) if shared else np.zeros((0, 3))
+    return Curve(
+        rounds=shared,
+        accuracy=mean[:, 0].tolist(),
+        lowest=values[:, :, 0].min(axis=1).tolist() if shared else [],
+        highest=values[:, :, 0].max(axis=1).tolist() if shared else [],
+        bytes_up=mean[:, 1].tolist(),
+        elapsed_s=mean[:, 2].tolist(),
+    )
+
+
+def accuracy_by_round(methods: Sequence[Method]) -> Figure:
+    """Test accuracy against communication rounds."""
+    curves = [curve(method) for method in methods]
+    traces = _curve_traces(methods, curves, [c.rounds for c in curves], "round %{x}")
+    last = max((c.rounds[-1] for c in curves if c.rounds), default=1)
+    step = next(n * 10**k for k in range(9) for n in (1, 2, 5) if n * 10**k * 10 >= last)
+    xaxis = _axis("Communication round") | {"tick0": 0, "dtick": step}
+    return _figure(traces, xaxis=xaxis, yaxis=_accuracy_axis())
+
+
+def accuracy_by_bytes(methods: Sequence[Method]) -> Figure:
+    """Test accuracy against cumulative uploaded bytes.
+
+    Methods that upload nothing to speak of are horizontal lines at their final accuracy. The axis
+    is logarithmic where totals differ more than twentyfold.
+    """
+    uploading = [not uploads_nothing(method) for method in methods]
+    curves = [
+        curve(method).after_first_upload() if sends else curve(method)
+        for method, sends in zip(methods, uploading, strict=True)
+    ]
+    xs: list[Sequence[float]] = [
+        c.bytes_up if sends else [] for c, sends in zip(curves, uploading, strict=True)
+    ]
+    shapes, annotations = [], []
+    for index, (method, c) in enumerate(zip(methods, curves, strict=True)):
+        if not uploading[index] and c.accuracy:
+            style, level = style_of(index, method), 100 * c.accuracy[-1]
+            line = {"color": style.colour, "width": 1.5, "dash": "longdashdot"}
+            shapes.append(
+                {
+                    "type": "line",
+                    "xref": "paper",
+                    "x0": 0,
+                    "x1": 1,
+                    "y0": level,
+                    "y1": level,
+                    "line": line,
+                    "layer": "below",
+                }
+            )
+            annotations.append(
+                {
+                    "xref": "paper",
+                    "x": 0,
+                    "xanchor": "left",
+                    "xshift": 4,
+                    "y": level,
+                    "yanchor": "bottom",
+                    "text": f"{escape(method.label)} {level:.1f}%",
+                    "showarrow": False,
+                    "font": {"color": style.colour, "size": 12},
+                }
+            )
+    totals = [x[-1] for x in xs if x]
+    is_log = bool(totals) and max(totals) / min(totals) > _LOG_FROM_RATIO
+    xaxis = _axis("Uploaded by all clients, cumulative") | {
+        "type": "log" if is_log else "linear",
+        "tickmode": "array" if is_log else "auto",
+        "tickformat": "~s",
+        "ticksuffix": "B",
+        "nticks": 6,
+    }
+    xaxis |= _byte_ticks([x for counts in xs for x in counts])
+    traces = _curve_traces(methods, curves, xs, "%{customdata[2]} uploaded")
+    return _figure(
+        traces, xaxis=xaxis, yaxis=_accuracy_axis(), shapes=shapes, annotations=annotations
+    )
+
+
+def accuracy_by_time(methods: Sequence[Method]) -> Figure:
+    """Test accuracy against wall clock."""
+    curves = [curve(method) for method in methods]
+    longest = max((c.elapsed_s[-1] for c in curves if c.rounds), default=0.0)
+    unit, scale = ("h", 3600) if longest > 7200 else ("min", 60) if longest > 180 else ("s", 1)
+    xs = [[elapsed / scale for elapsed in c.elapsed_s] for c in curves]
+    traces = _curve_traces(methods, curves, xs, f"%{{x:.3~g}} {unit}")
+    return _figure(traces, xaxis=_axis(f"Wall clock, {unit}"), yaxis=_accuracy_axis())
+
+
+def _byte_ticks(counts: Sequence[float]) -> dict[str, Any]:
+    """Ticks of a logarithmic axis: decades, with 2 and 5 between them where there are few."""
+    if not counts:
+        return {}
+    low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
+    steps = (1,) if high - low > 2 else (1, 2, 5)
+    values = [step * 10**power for power in range(low, high + 1) for step in steps]
+    return {"tickvals": values, "ticktext": [f"{_bare_bytes(value)}" for value in values]}
+
+
+def _bare_bytes(count: float) -> str:
+    number, _, unit = plain_bytes(count).partition(" ")
+    return f"{float(number):g} {unit}"
+
+
+def uploads_nothing(method: Method) -> bool:
+    """Whether a method's uploads are nothing to speak of: none, or a few metrics a round."""
+    return method.strategy in _UPLOADS_NOTHING or all(
+        run.rounds_done > 0 and total_bytes_up(run) == 0 for run in method.runs
+    )
+
+
+def _curve_traces(
+    methods: Sequence[Method],
+    curves: Sequence[Curve],
+    xs: Sequence[Sequence[float]],
+    position: str,
+) -> list[dict[str, Any]]:
+    bands, lines = [], []
+    for index, (method, c, x) in enumerate(zip(methods, curves, xs, strict=True)):
+        if not x:
+            continue
+        style, label = style_of(index, method), escape(method.label)
+        mean, low, high = (_percents(v) for v in (c.accuracy, c.lowest, c.highest))
+        several = len(method.runs) > 1
+        if several:
+            bands.append(
+                {
+                    "type": "scatter",
+                    "x": [*x, *reversed(x)],
+                    "y": [*high, *reversed(low)],
+                    "fill": "toself",
+                    "fillcolor": style.colour,
+                    "opacity": 0.16,
+                    "line": {"width": 0},
+                    "mode": "lines",
+                    "hoverinfo": "skip",
+                }
+            )
+        spans = [
+            f" ({a:.1f} to {b:.1f})" if several else "" for a, b in zip(low, high, strict=True)
+        ]
+        sizes = [plain_bytes(count) for count in c.bytes_up]
+        rows = zip([label] * len(x), spans, sizes, strict=True)
+        lines.append(
+            {
+                "type": "scatter",
+                "x": list(x),
+                "y": mean,
+                "name": label,
+                "mode": "lines+markers" if len(x) <= 30 else "lines",
+                "line": {"color": style.colour, "width": 2, "dash": style.dash},
+                "marker": {"color": style.colour, "size": 6, "symbol": style.symbol},
+                "customdata": [list(row) for row in rows],
+                "hovertemplate": "<b>%{customdata[0]}</b><br>%{y:.1f}%%{customdata[1]}<br>"
+                + position
+                + "<extra></extra>",
+            }
+        )
+    return bands + lines
+
+
+def client_accuracy(methods: Sequence[Method]) -> Figure:
+    """One dot per client and seed at the final round; the worst of each seed ringed."""
+    traces: list[dict[str, Any]] = []
+    annotations = []
+    for index, method in enumerate(methods):
+        style, row = style_of(index, method), len(methods) - 1 - index
+        points = [
+            (100 * accuracy, client, run.seed)
+            for run in method.runs
+            if run.final is not None
+            for client, accuracy in enumerate(run.final.client_accuracy or [])
+        ]
+        worst = [
+            min((p for p in points if p[2] == seed), key=lambda p: p[0])
+            for seed in sorted({p[2] for p in points})
+        ]
+        annotations.append(
+            {
+                "xref": "paper",
+                "x": 0,
+                "xanchor": "left",
+                "y": row + 0.24,
+                "yanchor": "bottom",
+                "text": escape(method.label),
+                "showarrow": False,
+                "font": {"size": 13},
+            }
+        )
+        hover = "client %{customdata[0]}, seed %{customdata[1]}: %{x:.1f}%<extra></extra>"
+        if not points:
+            continue
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [p[0] for p in points],
+                "y": [row] * len(points),
+                "customdata": [list(p[1:]) for p in points],
+                "hovertemplate": hover,
+                "cliponaxis": False,
+                "marker": {"color": style.colour, "size": 10, "opacity": 0.55},
+            }
+        )
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [p[0] for p in worst],
+                "y": [row] * len(worst),
+                "customdata": [list(p[1:]) for p in worst],
+                "hovertemplate": "worst: " + hover,
+                "cliponaxis": False,
+                "marker": {
+                    "color": "var(--ink)",
+                    "size": 15,
+                    "symbol": "circle-open",
+                    "line": {"width": 1.5},
+                },
+            }
+        )
+        if len(worst) == 1:
+            annotations.append(
+                {
+                    "x": worst[0][0],
+                    "y": row - 0.18,
+                    "yanchor": "top",
+                    "showarrow": False,
+                    "text": f"client {worst[0][1]}",
+                    "font": {"size": 12, "color": "var(--muted)"},
+                }
+            )
+    yaxis = {
+        "range": [-0.6, len(methods) - 0.3],
+        "showticklabels": False,
+        "fixedrange": True,
+        "tickvals": list(range(len(methods))),
+        "gridcolor": "var(--rule)",
+        "zeroline": False,
+    }
+    xaxis = _axis("Client's expected accuracy, %")
+    return _figure(
+        traces,
+        xaxis=xaxis | {"range": [-2, 102]},
+        yaxis=yaxis,
+        annotations=annotations,
+        height=90 + 72 * len(methods),
+        margin={"l": 8, "r": 12, "t": 8, "b": 48},
+    )
+
+
+def confusion(method: Method, class_names: Sequence[str]) -> Figure | None:
+    """Confusion matrix at the final round, counts summed over seeds; None without evaluation.
+
+    Colour is the share of the true class, so that rows of unequal size compare.
+    """
+    matrices = [run.final.test.confusion for run in method.runs if run.final and run.final.test]
+    if not matrices:
+        return None
+    counts = np.sum(matrices, axis=0)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
+    with_text = len(class_names) <= _MOST_CLASSES_WITH_TEXT
+    text = [[f"{100 * v:.0f}" if v >= 0.005 else "" for v in row] for row in shares]
+    names = [escape(name) for name in class_names]
+    customdata = [
+        [[names[true], names[predicted], int(n)] for predicted, n in enumerate(row)]
+        for true, row in enumerate(counts)
+    ]
+    hover = "true %{customdata[0]}, predicted %{customdata[1]}<br>"
+    hover += "%{customdata[2]} images, %{z:.1%} of the class<extra></extra>"
+    trace = _heat(shares.tolist(), text if with_text else None) | {
+        "zmin": 0,
+        "zmax": 1,
+        "customdata": customdata,
+        "hovertemplate": hover,
+    }
+    ticks = _class_ticks(class_names)
+    square = {"scaleanchor": "x", "constrain": "domain", "autorange": "reversed"}
+    return _figure(
+        [trace],
+        xaxis=_heat_axis("Predicted class", ticks) | {"constrain": "domain"},
+        yaxis=_heat_axis("True class", ticks) | square,
+        height=None,
+    )
+
+
+def partition_counts(partition: Partition, class_names: Sequence[str]) -> Figure:
+    """Images of each class that each client holds, clients down, classes across."""
+    counts = partition.class_counts
+    num_clients, num_classes = counts.shape
+    with_text = counts.size <= _MOST_CELLS_WITH_TEXT and num_classes <= _MOST_CLASSES_WITH_TEXT
+    text = [[str(n) if n else "" for n in row] for row in counts.tolist()]
+    names = [escape(name) for name in class_names]
+    customdata = [
+        [[client, names[label]] for label in range(num_classes)] for client in range(num_clients)
+    ]
+    hover = "client %{customdata[0]}, class %{customdata[1]}: %{z} images<extra></extra>"
+    trace = _heat(counts.tolist(), text if with_text else None) | {
+        "zmin": 0,
+        "customdata": customdata,
+        "hovertemplate": hover,
+    }
+    step = max(1, num_clients // 20)
+    clients = {"tickvals": list(range(0, num_clients, step)), "autorange": "reversed"}
+    cell = max(6, min(30, 600 // num_clients))
+    return _figure(
+        [trace],
+        xaxis=_heat_axis("Class", _class_ticks(class_names)),
+        yaxis=_heat_axis("Client", clients),
+        height=70 + cell * num_clients,
+    )
+
+
+def _percents(values: Sequence[float]) -> list[float]:
+    return [100 * value for value in values]
+
+
+def _heat(z: list[list[float]], text: list[list[str]] | None) -> dict[str, Any]:
+    scale = [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]]
+    rows = [[None if math.isnan(value) else value for value in row] for row in z]
+    gap = 1 if max(len(rows), len(rows[0])) <= _MOST_NAMED_CLASSES else 0
+    trace = {
+        "type": "heatmap",
+        "z": rows,
+        "colorscale": scale,
+        "showscale": False,
+        "xgap": gap,
+        "ygap": gap,
+        "hoverongaps": False,
+    }
+    return trace | ({"text": text, "texttemplate": "%{text}"} if text else {})
+
+
+def _class_ticks(names: Sequence[str]) -> dict[str, Any]:
+    """Names where they fit, else the number of every tenth class or so."""
+    if len(names) > _MOST_NAMED_CLASSES:
+        step = max(10, len(names) // 100 * 10)
+        return {"tickvals": list(range(0, len(names), step))}
+    short = [
+        name if len(name) <= _LONGEST_TICK else f"{name[: _LONGEST_TICK - 1]}…" for name in names
+    ]
+    return {"tickvals": list(range(len(names))), "ticktext": [escape(name) for name in short]}
+
+
+def _heat_axis(title: str, ticks: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "title": _axis_title(title, 8),
+        "showgrid": False,
+        "zeroline": False,
+        "ticks": "",
+        "automargin": True,
+        "fixedrange": True,
+        "tickfont": {"size": 11},
+    } | dict(ticks)
+
+
+def _axis(title: str) -> dict[str, Any]:
+    return {
+        "title": _axis_title(title, 12),
+        "gridcolor": "var(--rule)",
+        "zeroline": False,
+        "ticks": "",
+        "automargin": True,
+    }
+
+
+def _axis_title(text: str, standoff: int) -> dict[str, Any]:
+    return {"text": text, "standoff": standoff, "font": {"size": 13, "color": "var(--muted)"}}
+
+
+def _accuracy_axis() -> dict[str, Any]:
+    return _axis("") | {"rangemode": "tozero", "ticksuffix": "%", "nticks": 6}
+
+
+def _figure(traces: Sequence[dict[str, Any]], **layout: Any) -> Figure:
+    base = {
+        "height": 360,
+        "margin": {"l": 48, "r": 12, "t": 12, "b": 48},
+        "showlegend": False,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "var(--ink)"},
+        "hovermode": "closest",
+        "hoverlabel": {
+            "bgcolor": "var(--surface)",
+            "bordercolor": "var(--rule)",
+            "font": {"color": "var(--ink)", "family": "system-ui, sans-serif"},
+        },
+    }
+    chosen = {key: value for key, value in (base | layout).items() if value is not None}
+    return {"data": list(traces), "layout": chosen}

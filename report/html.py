@@ -1,0 +1,368 @@
+"""The report: one HTML file that needs nothing but itself.
+
+Everything from records passes through jinja2's autoescape, or through its JSON filter where
+scripts read it. A content security policy allows the two scripts by hash and no address at all, so
+a browser fetches nothing and runs nothing that a record might smuggle in.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from core.errors import RecordError
+from core.records import write_whole
+from data.partition import Partition
+from report import figures
+from report.images import galleries
+from report.loading import LoadedRun, load_runs
+from report.methods import Comparison, Method, compare
+from report.tables import (
+    COLUMNS,
+    NONE,
+    Row,
+    Statistic,
+    plain_bytes,
+    result_rows,
+    seeds_text,
+    to_csv,
+    to_markdown,
+)
+
+_FOLDER = Path(__file__).parent
+_MOST_METHODS_IN_PROSE = 6
+_MOST_PARTITIONS = 6
+_MOST_FAILURES = 200
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the report on run folders.
+
+    Args:
+        runs: Run folders; those that differ only in their seed are shown as one method.
+        out: The HTML file, replaced whole if it is there.
+
+    Returns:
+        The absolute path of the file.
+
+    Raises:
+        RecordError: No run was given, a run is damaged, or `out` cannot be written.
+    """
+    path = Path(out).expanduser().resolve()
+    if path.is_dir():
+        raise RecordError(f"{path} is a folder; name the HTML file to write, such as report.html")
+    page = render(compare(load_runs(runs)))
+    try:
+        write_whole(path, page.encode())
+    except OSError as error:
+        raise RecordError(
+            f"{path} cannot be written: {error.strerror}; name another file"
+        ) from error
+    return path
+
+
+def render(comparison: Comparison) -> str:
+    """The page as text; equal records give equal pages."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scripts = [get_plotlyjs(), (_FOLDER / "report.js").read_text("utf-8")]
+    methods = comparison.methods
+    rows = result_rows(methods)
+    return environment.get_template("report.html").render(
+        title=_title(comparison),
+        summary=_summary(comparison, rows),
+        notes=list(_notes(comparison)),
+        policy=_policy(scripts),
+        scripts=[Markup(script) for script in scripts],
+        css=Markup((_FOLDER / "report.css").read_text("utf-8")),
+        columns=COLUMNS,
+        rows=rows,
+        styles=[figures.style_of(index, method) for index, method in enumerate(methods)],
+        methods=methods,
+        exports={"markdown": to_markdown(rows), "csv": to_csv(rows)},
+        curves={
+            "round": figures.accuracy_by_round(methods),
+            "bytes": figures.accuracy_by_bytes(methods),
+            "time": figures.accuracy_by_time(methods),
+        },
+        several_seeds=any(len(method.runs) > 1 for method in methods),
+        silent=[method.label for method in methods if figures.uploads_nothing(method)],
+        class_tables=_class_tables(methods),
+        confusions=[
+            (method, figure)
+            for method in methods
+            if (figure := figures.confusion(method, method.runs[0].class_names))
+        ],
+        clients=figures.client_accuracy(methods),
+        partitions=_partitions(comparison.runs)[:_MOST_PARTITIONS],
+        num_partitions=len(_partitions(comparison.runs)),
+        galleries=galleries(methods),
+        failures=_failures(methods)[:_MOST_FAILURES],
+        num_failures=len(_failures(methods)),
+        privacy=[(method, _statements(method)) for method in methods],
+        settings=_settings(methods),
+        environments=_environments(comparison.runs),
+    )
+
+
+def _policy(scripts: Iterable[str]) -> str:
+    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _title(comparison: Comparison) -> str:
+    sources = _values(comparison.runs, "data.source")
+    return f"Federated training on {_join(sources)}" if sources else "Federated training"
+
+
+def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
+    """The result in one paragraph of plain words."""
+    runs, few = comparison.runs, len(rows) <= _MOST_METHODS_IN_PROSE
+    labels = [row.method.label for row in rows]
+    clients = _values(runs, "partition.clients")
+    seeds = sorted({run.seed for run in runs})
+    rounds = _values(runs, "rounds")
+    ways = list(dict.fromkeys(_dealing(run.config) for run in runs))
+    subject = _join(labels) if few else f"{len(labels)} methods"
+    sentences = [
+        f"{subject} trained on {_join(_values(runs, 'data.source')) or 'one data set'}, "
+        f"dealt to {_join(clients)} {'client' if clients == ['1'] else 'clients'} "
+        f"{ways[0] if len(ways) == 1 else f'in {len(ways)} ways'}, "
+        f"for {_join(rounds)} {'round' if rounds == ['1'] else 'rounds'}, "
+        f"with {'seed' if len(seeds) == 1 else 'seeds'} {seeds_text(seeds)}."
+    ]
+    judged = [row for row in rows if row.test_accuracy is not None]
+    if judged and few:
+        results = [f"{row.method.label} {_inline(row.test_accuracy)}" for row in judged]
+        sentences.append(f"Test accuracy at the last evaluated round: {_join(results)}.")
+    elif judged:
+        best, least = (
+            pick(judged, key=lambda row: row.test_accuracy.mean if row.test_accuracy else 0)
+            for pick in (max, min)
+        )
+        sentences.append(
+            "Test accuracy at the last evaluated round lies between "
+            f"{_inline(least.test_accuracy)} ({least.method.label}) and {_inline(best.test_accuracy)} ({best.method.label})."
+        )
+    else:
+        sentences.append("No round has been evaluated yet.")
+    sent = [
+        f"{row.method.label} {plain_bytes(row.bytes_up.mean)}"
+        for row in rows
+        if row.bytes_up is not None and not figures.uploads_nothing(row.method)
+    ]
+    if sent and few:
+        sentences.append(f"Uploaded by all clients together: {_join(sent)}.")
+    raw = [method.label for method in comparison.methods if method.sends_raw_images]
+    guarantees = {run.privacy.guarantee for run in runs if run.privacy is not None}
+    if guarantees == {"none"}:
+        sentences.append("No method carries a privacy guarantee.")
+    if raw:
+        verb = "sends" if len(raw) == 1 else "send"
+        sentences.append(f"{_join(raw)} {verb} clients' real images as they are.")
+    return " ".join(sentences)
+
+
+def _inline(value: Statistic | None) -> str:
+    if value is None:
+        return NONE
+    spread = "" if value.std is None else f"\u00a0±\u00a0{100 * value.std:.1f}"
+    return f"{100 * value.mean:.1f}{spread}%"
+
+
+def _dealing(config: Mapping[str, Any]) -> str:
+    """How the images were dealt, as the end of a sentence."""
+    if config.get("partition.file"):
+        return f"as the file {config['partition.file']} says"
+    scheme = config.get("partition.scheme")
+    return {
+        "iid": "evenly at random (IID)",
+        "dirichlet": f"by a Dirichlet distribution (alpha {config.get('partition.alpha')})",
+        "pathological": f"{config.get('partition.classes-per-client')} classes each",
+        "quantity": f"in unequal numbers (alpha {config.get('partition.alpha')})",
+    }.get(str(scheme), f"by {scheme}")
+
+
+def _values(runs: Iterable[LoadedRun], key: str) -> list[str]:
+    return list(dict.fromkeys(str(run.config[key]) for run in runs if key in run.config))
+
+
+def _join(words: Iterable[str]) -> str:
+    """Join as prose does.
+
+    >>> _join(["a", "b", "c"])
+    'a, b and c'
+    """
+    *first, last = [*words] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _notes(comparison: Comparison) -> Iterable[str]:
+    """What a reader must know before the figures."""
+    for run in comparison.runs:
+        where = f"{run.name} ({run.strategy}, seed {run.seed})"
+        reached = f"round {run.rounds_done} of {run.rounds_planned}"
+        if run.status == "failed":
+            yield f"{where} failed at {reached}: {run.failure or 'no reason on record'}"
+        elif run.status == "interrupted":
+            yield f"{where} was interrupted at {reached}."
+        elif run.status == "running":
+            yield f"{where} is still running or was cut off; on record up to {reached}."
+    for left_out, kept in comparison.superseded:
+        yield (
+            f"{left_out.name} is left out: {kept.name} has the same settings and seed and is "
+            f"{'newer' if kept.started >= left_out.started else 'complete'}."
+        )
+    tasks = [
+        key
+        for key in (
+            "data.source",
+            "partition.clients",
+            "partition.alpha",
+            "partition.scheme",
+            "model.name",
+            "rounds",
+        )
+        if len(_values(comparison.runs, key)) > 1
+    ]
+    if tasks:
+        yield f"The methods differ in {_join(tasks)}: compare their figures with care."
+
+
+@dataclass(frozen=True, slots=True)
+class _ClassTable:
+    """Accuracy by class, for methods that share their classes."""
+
+    class_names: tuple[str, ...]
+    rows: tuple[tuple[Method, tuple[float | None, ...]], ...]
+
+
+def _class_tables(methods: Sequence[Method]) -> list[_ClassTable]:
+    tables: dict[tuple[str, ...], list[tuple[Method, tuple[float | None, ...]]]] = {}
+    for method in methods:
+        tests = [run.final.test for run in method.runs if run.final and run.final.test]
+        if tests:
+            columns = zip(*(test.per_class_accuracy for test in tests), strict=True)
+            statistics = [Statistic.of(column) for column in columns]
+            means = tuple(None if value is None else value.mean for value in statistics)
+            tables.setdefault(method.runs[0].class_names, []).append((method, means))
+    return [_ClassTable(names, tuple(rows)) for names, rows in tables.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class _PartitionView:
+    """One partition, and which runs use it."""
+
+    partition: Partition
+    seeds: str
+    dealing: str
+    figure: figures.Figure
+
+
+def _partitions(runs: Sequence[LoadedRun]) -> list[_PartitionView]:
+    users: dict[bytes, list[LoadedRun]] = {}
+    for run in runs:
+        if run.partition is not None:
+            users.setdefault(_digest(run.partition), []).append(run)
+    views = []
+    for members in users.values():
+        partition = members[0].partition
+        assert partition is not None
+        views.append(
+            _PartitionView(
+                partition,
+                seeds_text(sorted({run.seed for run in members})),
+                _dealing(members[0].config),
+                figures.partition_counts(partition, members[0].class_names),
+            )
+        )
+    return views
+
+
+def _digest(partition: Partition) -> bytes:
+    digest = hashlib.sha256(partition.source.encode())
+    for indices in partition.clients:
+        digest.update(len(indices).to_bytes(8, "big") + indices.tobytes())
+    return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Clients of one run that failed for one reason in one round."""
+
+    method: Method
+    run: LoadedRun
+    round: int
+    clients: str
+    reason: str
+
+
+def _failures(methods: Sequence[Method]) -> list[_Failure]:
+    found = []
+    for method in methods:
+        for run in method.runs:
+            for record in run.rounds:
+                reasons: dict[str, list[int]] = {}
+                for client in record.clients:
+                    if client.failure is not None:
+                        reasons.setdefault(client.failure, []).append(client.partition_id)
+                found += [
+                    _Failure(method, run, record.round, seeds_text(sorted(clients)), reason)
+                    for reason, clients in reasons.items()
+                ]
+    return found
+
+
+def _statements(method: Method) -> list[str]:
+    texts = [run.privacy.text for run in method.runs if run.privacy is not None]
+    return list(dict.fromkeys(texts)) or [
+        "No statement is on record; the run did not get that far."
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """One configuration key across methods."""
+
+    key: str
+    values: tuple[str, ...]
+    differs: bool
+
+
+def _settings(methods: Sequence[Method]) -> list[_Setting]:
+    moot = {"seed", "name", "runs"}
+    configs = [method.runs[0].config for method in methods]
+    keys = sorted({key for config in configs for key in config} - moot)
+    settings = []
+    for key in keys:
+        values = tuple(str(config[key]) if key in config else NONE for config in configs)
+        settings.append(_Setting(key, values, len(set(values) - {NONE}) > 1))
+    return settings
+
+
+def _environments(runs: Sequence[LoadedRun]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Distinct environments, each with the runs made in it."""
+    users: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in runs:
+        if run.environment:
+            users.setdefault(tuple(run.environment.items()), []).append(run.name)
+    if len(users) == 1:
+        return [("All runs", list(next(iter(users))))]
+    return [(_join(names), list(values)) for values, names in users.items()]

@@ -1,0 +1,349 @@
+"""Run folders as the report reads them: typed, checked, and never changed.
+
+A run that is still going on, or was cut off, is read as far as it got. A file that is there but
+damaged, or missing from a run that says it is complete, is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from core.config import Scalar
+from core.errors import DataError, RecordError
+from core.records import SCHEMA_VERSION, EvaluationRecord, RoundRecord, RunFolder
+from data.partition import Partition
+
+STATUSES = ("running", "complete", "failed", "interrupted")
+_SECONDS = ("client_sum", "server", "elapsed")
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyStatement:
+    """What a run says about privacy.
+
+    Attributes:
+        guarantee: ``none``, or the guarantee in words.
+        images_sent: ``synthetic``, ``raw`` or ``none``.
+        text: The statement for readers.
+    """
+
+    guarantee: str
+    images_sent: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRun:
+    """All of one run folder but its images and checkpoints.
+
+    Attributes:
+        folder: Where it lies.
+        name: Name of the run.
+        status: One of `STATUSES`; a run that was killed still says ``running``.
+        failure: Why it failed; None unless it did.
+        command: The command that reproduces it.
+        started: When it began.
+        config: Flat configuration.
+        environment: Flat versions and hardware; empty where the run did not get that far.
+        partition: None where the run did not get that far.
+        privacy: None where the run did not get that far.
+        rounds: Complete round records, ascending.
+        class_names: In label order; the numbers themselves where the run names none.
+    """
+
+    folder: RunFolder
+    name: str
+    status: str
+    failure: str | None
+    command: str
+    started: datetime
+    config: Mapping[str, Scalar]
+    environment: Mapping[str, str]
+    partition: Partition | None
+    privacy: PrivacyStatement | None
+    rounds: tuple[RoundRecord, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def strategy(self) -> str:
+        """The strategy as configured."""
+        return str(self.config["strategy"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.config["seed"])
+
+    @property
+    def rounds_planned(self) -> int:
+        """Rounds the configuration asks for."""
+        return int(self.config["rounds"])
+
+    @property
+    def rounds_done(self) -> int:
+        """The last round on record; 0 before any."""
+        return self.rounds[-1].round if self.rounds else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status == "complete"
+
+    @property
+    def sends_raw_images(self) -> bool:
+        """Whether clients send real images as they are."""
+        raw = self.privacy is not None and self.privacy.images_sent == "raw"
+        return raw or self.strategy == "real-images"
+
+    @property
+    def final(self) -> RoundRecord | None:
+        """The last evaluated round; None before any."""
+        return next((r for r in reversed(self.rounds) if r.test is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tesserae:
+    """The images that clients sent in one round.
+
+    Attributes:
+        images: uint8, shape (N, C, H, W).
+        nearest_images: uint8, same shape: the real training image closest to each.
+        labels: int64, shape (N,).
+        partition_ids: int64, shape (N,): which client sent it.
+        nearest_distances: float32, shape (N,): root mean square pixel difference, 0-255.
+    """
+
+    images: npt.NDArray[np.uint8]
+    nearest_images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    partition_ids: npt.NDArray[np.int64]
+    nearest_distances: npt.NDArray[np.float32]
+
+
+def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
+    """Load run folders in the order given; a folder given twice is read once.
+
+    Raises:
+        RecordError: No folder was given, or one is damaged.
+    """
+    if not paths:
+        raise RecordError("no run folder was given; name at least one, such as .runs/NAME")
+    resolved = dict.fromkeys(Path(path).expanduser().resolve() for path in paths)
+    return [load_run(path) for path in resolved]
+
+
+def load_run(path: Path) -> LoadedRun:
+    """Load one run folder.
+
+    Raises:
+        RecordError: It is no run folder, or one of its files is damaged; names the file.
+    """
+    folder = RunFolder.open(path)
+    run, run_file = folder.read_json("run"), folder.path / "run.json"
+    if run.get("schema") != SCHEMA_VERSION:
+        raise RecordError(
+            f"{run_file} has schema {run.get('schema')!r}; this version of Tessera reads "
+            f"schema {SCHEMA_VERSION}"
+        )
+    if run.get("status") not in STATUSES:
+        raise RecordError(
+            f"{run_file} has status {run.get('status')!r}; it is one of {', '.join(STATUSES)}"
+        )
+    finished = run["status"] == "complete"
+    failure = run.get("failure")
+    partition = _unless_too_early(finished, folder.partition, lambda: _read_partition(folder))
+    environment = _unless_too_early(
+        finished,
+        folder.path / "environment.json",
+        lambda: dict(_flat(folder.read_json("environment"))),
+    )
+    rounds = _read_rounds(folder)
+    num_classes = _num_classes(folder, rounds, partition)
+    if finished and all(record.test is None for record in rounds):
+        raise RecordError(f"{folder.rounds} holds no evaluated round of a run that is complete")
+    return LoadedRun(
+        folder=folder,
+        name=_text(run, "name", run_file),
+        status=run["status"],
+        failure=None if failure is None else str(failure),
+        command=_text(run, "command", run_file),
+        started=_time(run, "started", run_file),
+        config=_read_config(folder),
+        environment=environment or {},
+        partition=partition,
+        privacy=_unless_too_early(
+            finished, folder.path / "privacy.json", lambda: _read_privacy(folder)
+        ),
+        rounds=tuple(rounds),
+        class_names=_class_names(run, num_classes, run_file),
+    )
+
+
+def read_tesserae(run: LoadedRun, round: int) -> Tesserae:
+    """Read the images that clients sent in `round`.
+
+    Raises:
+        RecordError: The file is damaged or contradicts itself.
+    """
+    path = run.folder.tesserae(round)
+    try:
+        tensors = load_file(path)
+        images, nearest = tensors["images"], tensors["nearest_images"]
+        labels, partition_ids = tensors["labels"], tensors["partition_ids"]
+        distances = tensors["nearest_distances"]
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    except KeyError as error:
+        raise RecordError(f"{path} holds no tensor {error}") from error
+    count = len(labels)
+    fits = (
+        images.dtype == nearest.dtype == np.uint8
+        and images.ndim == 4
+        and images.shape == nearest.shape
+        and len(images) == len(distances) == len(partition_ids) == count
+        and bool(np.isin(labels, np.arange(len(run.class_names))).all())
+    )
+    if not fits:
+        raise RecordError(
+            f"{path} does not hold uint8 images (N, C, H, W) with their nearest ones, distances, "
+            f"clients and labels below {len(run.class_names)}"
+        )
+    return Tesserae(images, nearest, labels, partition_ids, distances)
+
+
+def _unless_too_early(finished: bool, path: Path, read: Callable[[], Value]) -> Value | None:
+    return read() if finished or path.exists() else None
+
+
+def _read_config(folder: RunFolder) -> dict[str, Scalar]:
+    config, path = folder.read_json("config"), folder.path / "config.json"
+    for key, value in config.items():
+        if not isinstance(value, bool | int | float | str):
+            raise RecordError(f"{path} has {key}={value!r}; values are scalars")
+    for key in ("seed", "rounds"):
+        if not isinstance(config.get(key), int):
+            raise RecordError(f"{path} has {key}={config.get(key)!r}; it is a whole number")
+    _text(config, "strategy", path)
+    return config
+
+
+def _read_partition(folder: RunFolder) -> Partition:
+    try:
+        return Partition.read(folder.partition)
+    except DataError as error:
+        raise RecordError(str(error)) from error
+
+
+def _read_privacy(folder: RunFolder) -> PrivacyStatement:
+    statement, path = folder.read_json("privacy"), folder.path / "privacy.json"
+    return PrivacyStatement(
+        *(_text(statement, key, path) for key in ("guarantee", "images_sent", "text"))
+    )
+
+
+def _read_rounds(folder: RunFolder) -> list[RoundRecord]:
+    try:
+        records = folder.read_rounds()
+    except (AttributeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{folder.rounds} is not JSON lines of round records: {error}") from error
+    for before, record in zip([None, *records], records, strict=False):
+        if before is not None and record.round <= before.round:
+            raise RecordError(
+                f"{folder.rounds} has round {record.round} after round {before.round}"
+            )
+        problem = _problem(record)
+        if problem:
+            raise RecordError(f"{folder.rounds}, round {record.round}: {problem}")
+    return records
+
+
+def _problem(record: RoundRecord) -> str | None:
+    """Why a record that has all its fields still cannot be shown; None if it can."""
+    missing = [key for key in _SECONDS if not _is_number(record.seconds.get(key))]
+    if missing:
+        return f"seconds lack {', '.join(missing)}"
+    if not (_is_number(record.bytes_up) and _is_number(record.bytes_down)):
+        return "bytes are not numbers"
+    clients = record.client_accuracy
+    if clients is not None and not all(_is_number(value) for value in clients):
+        return "client accuracies are not numbers"
+    if record.worst_client_accuracy is not None and not _is_number(record.worst_client_accuracy):
+        return "the worst client's accuracy is no number"
+    for name in ("validation", "test"):
+        evaluation: EvaluationRecord | None = getattr(record, name)
+        if evaluation is None:
+            continue
+        if not (_is_number(evaluation.accuracy) and _is_number(evaluation.macro_f1)):
+            return f"accuracy or macro-F1 on {name} is no number"
+        size = len(evaluation.per_class_accuracy)
+        confusion = evaluation.confusion
+        if len(confusion) != size or any(len(row) != size for row in confusion):
+            return f"the confusion matrix on {name} is not {size} x {size}"
+        cells = [*evaluation.per_class_accuracy, *(n for row in confusion for n in row)]
+        if not all(cell is None or _is_number(cell) for cell in cells):
+            return f"per-class figures on {name} are not numbers"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _num_classes(
+    folder: RunFolder, rounds: Sequence[RoundRecord], partition: Partition | None
+) -> int:
+    sizes = {len(record.test.confusion) for record in rounds if record.test is not None}
+    if partition is not None:
+        sizes.add(int(partition.class_counts.shape[1]))
+    if len(sizes) > 1:
+        raise RecordError(f"{folder.path} has records of {sorted(sizes)} classes in one run")
+    return sizes.pop() if sizes else 0
+
+
+def _class_names(run: Mapping[str, Any], num_classes: int, path: Path) -> tuple[str, ...]:
+    names = run.get("class_names")
+    if names is None:
+        return tuple(str(label) for label in range(num_classes))
+    if not isinstance(names, list) or (num_classes and len(names) != num_classes):
+        raise RecordError(f"{path} has class_names={names!r} for {num_classes} classes")
+    return tuple(str(name) for name in names)
+
+
+def _text(values: Mapping[str, Any], key: str, path: Path) -> str:
+    value = values.get(key)
+    if not isinstance(value, str):
+        raise RecordError(f"{path} has {key}={value!r}; it is a text")
+    return value
+
+
+def _time(values: Mapping[str, Any], key: str, path: Path) -> datetime:
+    try:
+        time = datetime.fromisoformat(_text(values, key, path))
+    except ValueError as error:
+        raise RecordError(
+            f"{path} has {key}={values.get(key)!r}; it is an ISO 8601 time"
+        ) from error
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(str(item) for item in value) or "none"
+        else:
+            yield f"{prefix}{key}", "none" if value is None else str(value)

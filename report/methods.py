@@ -1,0 +1,147 @@
+"""Which runs belong together: those that differ in nothing but their seed are one method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from core.config import Scalar
+from report.loading import LoadedRun
+
+NOT_PRIVATE = "not private"
+
+# What `RunConfig.identity` leaves out because it cannot change a result, and the seed.
+_NOT_SETTINGS = {
+    "seed",
+    "name",
+    "runs",
+    "checkpoint-every",
+    "data.root",
+    "data.download",
+    "engine.kind",
+    "engine.workers",
+    "engine.gpus-per-worker",
+    "engine.round-timeout-s",
+}
+_TASK_SECTIONS = ("data", "partition", "model", "rounds")
+
+_Key = tuple[tuple[str, Scalar], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """Runs that differ only in their seed.
+
+    Attributes:
+        strategy: The strategy as configured.
+        settings: Those that tell it from the other methods shown, as ``(short key, value)``.
+        finished: Whether its runs are complete; unfinished ones form a method of their own, so
+            that no mean mixes rounds reached with rounds planned.
+        runs: Ascending by seed, one per seed.
+    """
+
+    strategy: str
+    settings: tuple[tuple[str, Scalar], ...]
+    finished: bool
+    runs: tuple[LoadedRun, ...]
+
+    @property
+    def sends_raw_images(self) -> bool:
+        """Whether clients send real images as they are."""
+        return any(run.sends_raw_images for run in self.runs)
+
+    @property
+    def name(self) -> str:
+        """Strategy and telling settings."""
+        return " ".join([self.strategy, *(f"{key}={value}" for key, value in self.settings)])
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What must be seen wherever the method is named."""
+        unfinished = () if self.finished else ("unfinished",)
+        return ((NOT_PRIVATE,) if self.sends_raw_images else ()) + unfinished
+
+    @property
+    def label(self) -> str:
+        """How the method is called in every table and plot: its name and its marks."""
+        return f"{self.name} ({', '.join(self.marks)})" if self.marks else self.name
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Ascending."""
+        return tuple(run.seed for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs grouped into methods.
+
+    Attributes:
+        methods: In the order in which the runs were given.
+        superseded: Pairs (run left out, run kept) of equal settings and seed. The complete one is
+            kept, and of two the one that started later.
+    """
+
+    methods: tuple[Method, ...]
+    superseded: tuple[tuple[LoadedRun, LoadedRun], ...]
+
+    @property
+    def runs(self) -> tuple[LoadedRun, ...]:
+        """Every run shown."""
+        return tuple(run for method in self.methods for run in method.runs)
+
+
+def compare(runs: Sequence[LoadedRun]) -> Comparison:
+    """Group `runs` into methods."""
+    kept: dict[tuple[_Key, int], LoadedRun] = {}
+    superseded = []
+    for run in runs:
+        slot = (_settings(run), run.seed)
+        rival = kept.setdefault(slot, run)
+        if rival is not run:
+            older, newer = sorted((rival, run), key=lambda r: (r.finished, r.started))
+            kept[slot] = newer
+            superseded.append((older, newer))
+    groups: dict[tuple[_Key, bool], list[LoadedRun]] = {}
+    for (settings, _), run in kept.items():
+        groups.setdefault((settings, run.finished), []).append(run)
+    told_by = _telling_keys([dict(settings) for settings, _ in groups])
+    methods = []
+    for (settings, finished), members in groups.items():
+        values = dict(settings)
+        strategy = str(values["strategy"])
+        telling = tuple(
+            (short, values[key]) for key, short in told_by[strategy].items() if key in values
+        )
+        ordered = tuple(sorted(members, key=lambda run: run.seed))
+        methods.append(Method(strategy, telling, finished, ordered))
+    return Comparison(tuple(methods), tuple(superseded))
+
+
+def _settings(run: LoadedRun) -> _Key:
+    return tuple(sorted((k, v) for k, v in run.config.items() if k not in _NOT_SETTINGS))
+
+
+def _telling_keys(groups: Sequence[Mapping[str, Scalar]]) -> dict[str, dict[str, str]]:
+    """For each strategy the keys to name in its label, each with a short spelling.
+
+    A key is named where groups of one strategy differ in it, and where it belongs to the task
+    (data, partition, model, rounds), which a comparison of strategies is expected to hold equal.
+    """
+    told_by: dict[str, dict[str, str]] = {}
+    for strategy in dict.fromkeys(str(group["strategy"]) for group in groups):
+        own = [group for group in groups if group["strategy"] == strategy]
+        keys = sorted({key for group in groups for key in group} - {"strategy"})
+        task = [key for key in keys if key.partition(".")[0] in _TASK_SECTIONS]
+        named = [key for key in keys if _differs(key, own)]
+        named += [key for key in task if key not in named and _differs(key, groups)]
+        tails = [key.rpartition(".")[2] for key in named]
+        told_by[strategy] = {
+            key: tail if tails.count(tail) == 1 else key
+            for key, tail in zip(named, tails, strict=True)
+        }
+    return told_by
+
+
+def _differs(key: str, groups: Sequence[Mapping[str, Scalar]]) -> bool:
+    return len({group.get(key) for group in groups}) > 1

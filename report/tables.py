@@ -1,0 +1,306 @@
+"""The table of results: one row per method, mean and sample standard deviation over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from report.loading import LoadedRun
+from report.methods import Method
+
+NONE = "—"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A measure over seeds.
+
+    Attributes:
+        mean: Arithmetic mean.
+        std: Sample standard deviation (n - 1); None for one seed.
+    """
+
+    mean: float
+    std: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Statistic | None:
+        """The statistic of the values that are there; None where none is.
+
+        >>> Statistic.of([1.0, 3.0])
+        Statistic(mean=2.0, std=1.4142135623730951)
+        >>> Statistic.of([1.0, None])
+        Statistic(mean=1.0, std=None)
+        """
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        std = statistics.stdev(known) if len(known) > 1 else None
+        return cls(statistics.fmean(known), std)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one method reached. Accuracies in [0, 1], sums are over all rounds of a run.
+
+    Attributes:
+        method: The runs behind the row.
+        test_accuracy: At the last evaluated round.
+        macro_f1: On test, at the last evaluated round.
+        worst_client_accuracy: At the last evaluated round.
+        accuracy_at_best_validation: Test accuracy at each seed's round of highest validation
+            accuracy, the earliest of equals.
+        bytes_up: From all clients.
+        bytes_down: To all clients.
+        client_s: Seconds of training, summed over clients.
+        server_s: Seconds of aggregation and server training.
+        rounds: Last round on record of each seed.
+    """
+
+    method: Method
+    test_accuracy: Statistic | None
+    macro_f1: Statistic | None
+    worst_client_accuracy: Statistic | None
+    accuracy_at_best_validation: Statistic | None
+    bytes_up: Statistic | None
+    bytes_down: Statistic | None
+    client_s: Statistic | None
+    server_s: Statistic | None
+    rounds: tuple[int, ...]
+
+
+def result_rows(methods: Sequence[Method]) -> list[Row]:
+    """One row per method."""
+    return [_row(method) for method in methods]
+
+
+def _row(method: Method) -> Row:
+    finals = [run.final for run in method.runs]
+    tests = [final.test if final else None for final in finals]
+    return Row(
+        method=method,
+        test_accuracy=Statistic.of(test.accuracy if test else None for test in tests),
+        macro_f1=Statistic.of(test.macro_f1 if test else None for test in tests),
+        worst_client_accuracy=Statistic.of(
+            final.worst_client_accuracy if final else None for final in finals
+        ),
+        accuracy_at_best_validation=Statistic.of(
+            accuracy_at_best_validation(run) for run in method.runs
+        ),
+        bytes_up=Statistic.of(total_bytes_up(run) for run in method.runs),
+        bytes_down=Statistic.of(
+            float(sum(record.bytes_down for record in run.rounds)) for run in method.runs
+        ),
+        client_s=Statistic.of(_total_seconds(run, "client_sum") for run in method.runs),
+        server_s=Statistic.of(_total_seconds(run, "server") for run in method.runs),
+        rounds=tuple(run.rounds_done for run in method.runs),
+    )
+
+
+def total_bytes_up(run: LoadedRun) -> float:
+    """Bytes that all clients of a run sent."""
+    return float(sum(record.bytes_up for record in run.rounds))
+
+
+def accuracy_at_best_validation(run: LoadedRun) -> float | None:
+    """Test accuracy of the round chosen on validation; None where no round has both."""
+    judged = [r for r in run.rounds if r.validation is not None and r.test is not None]
+    if not judged:
+        return None
+    best = max(judged, key=lambda r: r.validation.accuracy)  # type: ignore[union-attr]
+    assert best.test is not None
+    return best.test.accuracy
+
+
+def _total_seconds(run: LoadedRun, part: str) -> float:
+    return sum(record.seconds[part] for record in run.rounds)
+
+
+def percent(value: Statistic | None) -> str:
+    """A share as percent: ``91.20 ± 0.35``."""
+    return _spread(value, lambda x: f"{100 * x:.2f}")
+
+
+def amount_of_bytes(value: Statistic | None) -> str:
+    """Bytes in decimal units: ``1.25 ± 0.10 MB``."""
+    if value is None:
+        return NONE
+    if value.std is None:
+        return f"{plain_bytes(value.mean)} ± {NONE}"
+    unit, scale = _byte_unit(value.mean)
+    return f"{_spread(value, lambda x: _four_digits(x / scale, value.mean / scale))} {unit}"
+
+
+def plain_bytes(count: float) -> str:
+    """One number of bytes: ``1.25 MB``."""
+    unit, scale = _byte_unit(count)
+    return f"{_four_digits(count / scale, count / scale)} {unit}"
+
+
+def seconds(value: Statistic | None) -> str:
+    """Seconds: ``12.3 ± 0.4``."""
+    return _spread(value, lambda x: _four_digits(x, value.mean if value else 0))
+
+
+def _spread(value: Statistic | None, show: Callable[[float], str]) -> str:
+    if value is None:
+        return NONE
+    std = NONE if value.std is None else show(value.std) if value.std else "0"
+    return f"{show(value.mean)} ± {std}"
+
+
+def _four_digits(value: float, scale: float) -> str:
+    decimals = 0 if scale >= 1000 or scale == 0 else 1 if scale >= 100 else 2
+    return f"{value:,.{decimals}f}"
+
+
+def _byte_unit(count: float) -> tuple[str, float]:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return unit, scale
+    return "B", 1.0
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Seeds with runs joined.
+
+    >>> seeds_text([0, 1, 2, 5])
+    '0 to 2, 5'
+    """
+    spans: list[list[int]] = []
+    for seed in seeds:
+        if spans and seed == spans[-1][1] + 1:
+            spans[-1][1] = seed
+        else:
+            spans.append([seed, seed])
+    return ", ".join(
+        f"{a}" if a == b else f"{a}, {b}" if b == a + 1 else f"{a} to {b}" for a, b in spans
+    )
+
+
+def _rounds_text(row: Row) -> str:
+    least, most = min(row.rounds), max(row.rounds)
+    done = f"{least}" if least == most else f"{least} to {most}"
+    return done if row.method.finished else f"{done} of {row.method.runs[0].rounds_planned}"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column as readers see it.
+
+    Attributes:
+        title: Heading, with the unit.
+        cell: A row's text.
+    """
+
+    title: str
+    cell: Callable[[Row], str]
+
+
+COLUMNS = (
+    Column("Seeds", lambda row: seeds_text(row.method.seeds)),
+    Column("Test accuracy, %", lambda row: percent(row.test_accuracy)),
+    Column("Macro-F1, %", lambda row: percent(row.macro_f1)),
+    Column("Worst client, %", lambda row: percent(row.worst_client_accuracy)),
+    Column("At best validation, %", lambda row: percent(row.accuracy_at_best_validation)),
+    Column("Uploaded", lambda row: amount_of_bytes(row.bytes_up)),
+    Column("Downloaded", lambda row: amount_of_bytes(row.bytes_down)),
+    Column("Client time, s", lambda row: seconds(row.client_s)),
+    Column("Server time, s", lambda row: seconds(row.server_s)),
+    Column("Rounds", _rounds_text),
+)
+
+_MEASURES: tuple[tuple[str, Callable[[Row], Statistic | None]], ...] = (
+    ("test_accuracy", lambda row: row.test_accuracy),
+    ("macro_f1", lambda row: row.macro_f1),
+    ("worst_client_accuracy", lambda row: row.worst_client_accuracy),
+    ("accuracy_at_best_validation", lambda row: row.accuracy_at_best_validation),
+    ("bytes_up", lambda row: row.bytes_up),
+    ("bytes_down", lambda row: row.bytes_down),
+    ("client_s", lambda row: row.client_s),
+    ("server_s", lambda row: row.server_s),
+)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table as GitHub-flavoured Markdown."""
+    lines = [
+        ["Method", *(column.title for column in COLUMNS)],
+        ["---", *("---:" for _ in COLUMNS)],
+        *([_markdown_text(r.method.label), *(c.cell(r) for c in COLUMNS)] for r in rows),
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _markdown_text(text: str) -> str:
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    return " ".join(escaped.split())
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The table as CSV at full precision; a deviation is empty where there is one seed."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    measures = [f"{name}_{part}" for name, _ in _MEASURES for part in ("mean", "std")]
+    writer.writerow(["method", "finished", "sends_raw_images", "seeds", *measures, "rounds"])
+    for row in rows:
+        cells: list[str] = []
+        for _, measure in _MEASURES:
+            value = measure(row)
+            cells.append("" if value is None else repr(value.mean))
+            cells.append("" if value is None or value.std is None else repr(value.std))
+        method = row.method
+        marks = [str(mark).lower() for mark in (method.finished, method.sends_raw_images)]
+        writer.writerow(
+            [
+                method.label,
+                *marks,
+                " ".join(map(str, method.seeds)),
+                *cells,
+                " ".join(map(str, row.rounds)),
+            ]
+        )
+    return buffer.getvalue()
+
+
+def to_text(rows: Sequence[Row], width: int = 80) -> str:
+    """The table for a terminal: a column per method, in as many blocks as `width` asks for.
+
+    Args:
+        rows: What to show.
+        width: Columns of the terminal.
+    """
+    head_width = max(len(column.title) for column in COLUMNS)
+    columns = []
+    for row in rows:
+        cells = [column.cell(row) for column in COLUMNS]
+        cell_width = max(map(len, cells))
+        label = textwrap.wrap(row.method.label, max(cell_width, 14), break_on_hyphens=False)
+        columns.append((label, cells, max(cell_width, *map(len, label))))
+    blocks: list[list[tuple[list[str], list[str], int]]] = []
+    used = width
+    for column in columns:
+        if used + 2 + column[2] > width:
+            blocks.append([])
+            used = head_width
+        blocks[-1].append(column)
+        used += 2 + column[2]
+    return "\n".join(_text_block(block, head_width) for block in blocks)
+
+
+def _text_block(block: Sequence[tuple[list[str], list[str], int]], head_width: int) -> str:
+    height = max(len(label) for label, _, _ in block)
+    lines = []
+    for index in range(height):
+        cells = [
+            ([""] * (height - len(label)) + label)[index].rjust(width) for label, _, width in block
+        ]
+        lines.append("  ".join(["".ljust(head_width), *cells]))
+    for index, column in enumerate(COLUMNS):
+        cells = [texts[index].rjust(width) for _, texts, width in block]
+        lines.append("  ".join([column.title.ljust(head_width), *cells]))
+    return "".join(f"{line.rstrip()}\n" for line in lines)

@@ -1,0 +1,189 @@
+"""What every strategy must do. A new strategy is one more row here, by way of the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.config import RunConfig
+from core.parameters import ParameterVector
+from core.records import RoundRecord, RunFolder
+from core.wire import Record
+from server.prediction import predict_bytes, reply_spec
+from server.preparation import Preparation, prepare
+from strategies.base import ClientTask, Reply, ServerState, ServerTask
+from strategies.flower import from_flower, to_flower
+from strategies.table import STRATEGIES, parse_config
+from tests.conftest import Federate, tiny_keys
+
+ALL = sorted(STRATEGIES)
+ASKING = sorted(name for name, strategy in STRATEGIES.items() if strategy.asks_clients)
+
+
+def timeless(path: Path) -> list[dict[str, object]]:
+    """The round records without what may differ between equal runs."""
+    records = [record.to_json() for record in RunFolder.open(path).read_rounds()]
+    for record in records:
+        del record["seconds"]
+    return records
+
+
+def client_reply(
+    preparation: Preparation, partition_id: int, *, seed: int = 7, round: int = 1
+) -> Record:
+    """One client's reply, made directly and sent over the wire."""
+    strategy, workload = preparation.strategy, preparation.workload
+    state = ServerState(preparation.initial_weights)
+    task = ClientTask(
+        round=round,
+        partition_id=partition_id,
+        seed=seed,
+        received=from_flower(to_flower(Record(strategy.broadcast(state)))),
+        examples=workload.examples(torch.from_numpy(preparation.partition.clients[partition_id])),
+        state=None,
+        parameters=ParameterVector(workload.build_model(99)),
+        workload=workload,
+        device=torch.device("cpu"),
+        count_step=lambda: None,
+    )
+    update = strategy.client_update(task)
+    record = Record(update.arrays, {**update.metrics, "train_s": 0.0}, {"round": round})
+    return from_flower(to_flower(record))
+
+
+def server_task(preparation: Preparation) -> ServerTask:
+    return ServerTask(
+        round=1,
+        seed=5,
+        parameters=ParameterVector(preparation.workload.build_model(98)),
+        workload=preparation.workload,
+        device=torch.device("cpu"),
+        count_step=lambda: None,
+    )
+
+
+@pytest.fixture
+def prepared(request: pytest.FixtureRequest) -> Preparation:
+    return prepare(parse_config(tiny_keys(request.param)))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_declares_who_it_is(name: str) -> None:
+    strategy = STRATEGIES[name]
+    assert strategy.name == name
+    assert strategy.images_sent in {"none", "synthetic", "raw"}
+    module = __import__(strategy.__module__, fromlist=["x"])
+    assert {"client", "server"} <= set((module.__doc__ or "").split())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_federation_ends_with_records_of_every_round(name: str, federate: Federate) -> None:
+    folder = RunFolder.open(federate(tiny_keys(name)))
+    records = folder.read_rounds()
+    assert [record.round for record in records] == [0, 1, 2]
+    assert folder.read_json("run")["status"] == "complete"
+    for record in records:
+        assert record.test is not None
+        assert record.client_accuracy is not None
+        assert len(record.client_accuracy) == 3
+        assert all(client.failure is None for client in record.clients)
+    assert len(records[1].clients) == (3 if STRATEGIES[name].asks_clients else 0)
+    assert json.loads((folder.path / "privacy.json").read_text())["guarantee"] == "none"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_predicted_bytes_are_the_measured_ones(name: str, federate: Federate) -> None:
+    keys = tiny_keys(name, evaluate_every=2)
+    predicted = predict_bytes(prepare(parse_config(keys)))
+    measured = RunFolder.open(federate(keys)).read_rounds()[1:]
+    down = [[client.bytes_down for client in record.clients] for record in measured]
+    up = [[client.bytes_up for client in record.clients] for record in measured]
+    assert (predicted.down, predicted.up) == (down, up)
+    assert predicted.total_up == sum(record.bytes_up for record in measured)
+    assert predicted.total_down == sum(record.bytes_down for record in measured)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_records_other_seed_other_records(name: str, federate: Federate) -> None:
+    first, again = (federate(tiny_keys(name)) for _ in range(2))
+    other = federate(tiny_keys(name, seed=1))
+    assert timeless(first) == timeless(again)
+    assert timeless(first) != timeless(other)
+    checkpoints = [load_file(RunFolder.open(path).checkpoint(2)) for path in (first, again)]
+    for key, value in checkpoints[0].items():
+        assert torch.equal(value, checkpoints[1][key]), key
+
+
+@pytest.mark.parametrize("prepared", ASKING, indirect=True)
+def test_every_reply_fits_its_form(prepared: Preparation) -> None:
+    for shape in prepared.client_shapes():
+        record = client_reply(prepared, shape.partition_id)
+        assert reply_spec(prepared.strategy, shape, 1).violations(record) == []
+        assert prepared.strategy.check_reply(Reply(shape.partition_id, record)) == []
+
+
+@pytest.mark.parametrize("prepared", ASKING, indirect=True)
+def test_a_client_depends_on_its_seed_alone(prepared: Preparation) -> None:
+    torch.manual_seed(0)
+    first = client_reply(prepared, 0)
+    torch.manual_seed(1)
+    again = client_reply(prepared, 0)
+    for name, array in first.arrays.items():
+        assert np.array_equal(array, again.arrays[name]), name
+    assert first.metrics == again.metrics
+
+
+@pytest.mark.parametrize("prepared", ["feddm", "fedavg", "fedprox", "real-images"], indirect=True)
+def test_a_client_uses_its_seed(prepared: Preparation) -> None:
+    first, other = client_reply(prepared, 0), client_reply(prepared, 0, seed=8)
+    assert any(not np.array_equal(a, other.arrays[name]) for name, a in first.arrays.items())
+
+
+@pytest.mark.parametrize("prepared", ASKING, indirect=True)
+def test_the_server_half_leaves_its_state_alone(prepared: Preparation) -> None:
+    strategy = prepared.strategy
+    state = ServerState({k: v.clone() for k, v in prepared.initial_weights.items()})
+    outcomes = []
+    for _ in range(2):
+        accumulator = strategy.begin(state)
+        for partition_id in range(3):
+            reply = Reply(partition_id, client_reply(prepared, partition_id))
+            accumulator = strategy.add(accumulator, reply)
+        outcomes.append(strategy.finish(state, accumulator, server_task(prepared)))
+    for name, value in prepared.initial_weights.items():
+        assert torch.equal(state.weights[name], value), name
+        assert torch.equal(outcomes[0].state.weights[name], outcomes[1].state.weights[name]), name
+        assert outcomes[0].state.weights[name].dtype == value.dtype
+    assert outcomes[0].metrics == outcomes[1].metrics
+
+
+@pytest.mark.parametrize("prepared", ASKING, indirect=True)
+def test_without_replies_the_model_stays_as_it_was(prepared: Preparation) -> None:
+    state = ServerState(prepared.initial_weights)
+    strategy = prepared.strategy
+    outcome = strategy.finish(state, strategy.begin(state), server_task(prepared))
+    for name, value in prepared.initial_weights.items():
+        assert torch.equal(outcome.state.weights[name], value), name
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_initial_model_is_the_same_for_every_strategy(name: str) -> None:
+    weights = prepare(parse_config(tiny_keys(name))).initial_weights
+    reference = prepare(parse_config(tiny_keys("fedavg"))).initial_weights
+    for key, value in reference.items():
+        assert torch.equal(weights[key], value), key
+
+
+def test_records_read_back_as_written(federate: Federate) -> None:
+    folder = RunFolder.open(federate(tiny_keys("feddm")))
+    for record in folder.read_rounds():
+        assert RoundRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    assert (
+        parse_config(folder.read_json("config")).identity() == folder.read_json("run")["identity"]
+    )
+    assert isinstance(parse_config(folder.read_json("config")), RunConfig)

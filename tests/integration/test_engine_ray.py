@@ -1,0 +1,168 @@
+"""The Ray engine: one Ray instance for the whole file."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from core.errors import RunError
+from engine.client_call import load_client_app
+from engine.flwr_seam import Run, run_identity
+from engine.grid import ResidentGrid
+from engine.ray_workers import RayWorkers
+from engine.serial_workers import SerialWorkers
+
+CLIENT = "tests.unit.engine.counting_client:app"
+NUM_PARTITIONS = 5
+NUM_WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with run_identity(7) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[RayWorkers]:
+    # The GPU is only booked, never used: Ray divides it whether it is there or not.
+    workers = RayWorkers(
+        CLIENT, num_workers=NUM_WORKERS, num_gpus=1, gpus_per_worker=0.5, client_threads=2
+    )
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+@pytest.fixture
+def grid(workers: RayWorkers, run: Run) -> ResidentGrid:
+    return ResidentGrid(workers, num_partitions=NUM_PARTITIONS, run_config={"factor": 0.5}, run=run)
+
+
+def large_arrays() -> ArrayRecord:
+    weights = np.random.default_rng(0).normal(size=(100, 400))
+    return ArrayRecord({"w": Array(weights)})
+
+
+def exchange(
+    grid: ResidentGrid,
+    arrays: ArrayRecord | None = None,
+    *,
+    kind: str = "train",
+    config: ConfigRecord | None = None,
+    timeout: float | None = None,
+) -> dict[int, Message]:
+    """Send one message to each partition and file the replies by partition."""
+    content = RecordDict({"config": config or ConfigRecord()})
+    if arrays is not None:
+        content["arrays"] = arrays
+    messages = [Message(content, node_id, kind) for node_id in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(messages, timeout=timeout))
+    filed = {grid.partition_of(reply.metadata.src_node_id): reply for reply in replies}
+    assert len(filed) == len(replies)
+    return filed
+
+
+def processes(grid: ResidentGrid) -> list[ConfigRecord]:
+    records = [reply.content["process"] for reply in exchange(grid, kind="query.process").values()]
+    return [record for record in records if isinstance(record, ConfigRecord)]
+
+
+def test_replies_are_those_of_the_in_process_engine(grid: ResidentGrid, run: Run) -> None:
+    serial = ResidentGrid(
+        SerialWorkers(load_client_app(CLIENT), client_threads=2),
+        num_partitions=NUM_PARTITIONS,
+        run_config={"factor": 0.5},
+        run=run,
+    )
+    arrays = large_arrays()
+    before = arrays["w"]
+    for size in (arrays, ArrayRecord({"w": Array(np.arange(3.0))})):
+        for config in (ConfigRecord(), ConfigRecord({"raise": 3}), ConfigRecord({"exit": 2})):
+            from_ray, in_process = (exchange(each, size, config=config) for each in (grid, serial))
+            assert from_ray.keys() == in_process.keys() == set(range(NUM_PARTITIONS))
+            for partition_id, reply in in_process.items():
+                twin = from_ray[partition_id]
+                assert twin.has_error() == reply.has_error()
+                if reply.has_error():
+                    assert twin.error == reply.error
+                else:
+                    assert twin.content == reply.content
+                    assert list(twin.content) == list(reply.content)
+            failed = [p for p, reply in from_ray.items() if reply.has_error()]
+            assert failed == [value for name, value in config.items()]
+    assert list(arrays) == ["w"] and arrays["w"] is before
+
+
+def test_a_large_record_is_put_once_a_round(
+    grid: ResidentGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, records = ray.put, []
+
+    def counting_put(record: ArrayRecord) -> object:
+        records.append(record)
+        return put(record)
+
+    monkeypatch.setattr(ray, "put", counting_put)
+    for _ in range(3):
+        arrays = large_arrays()
+        replies = exchange(grid, arrays)
+        expected = arrays["w"].numpy() * 0.5
+        for partition_id, reply in replies.items():
+            content = reply.content["arrays"]
+            assert isinstance(content, ArrayRecord)
+            np.testing.assert_array_equal(content["w"].numpy(), expected + partition_id)
+    assert len(records) == 3
+    exchange(grid, ArrayRecord({"w": Array(np.zeros(3))}))
+    assert len(records) == 3
+
+
+def test_actors_see_the_drivers_folder_and_divide_the_gpu(grid: ResidentGrid) -> None:
+    told = processes(grid)
+    assert len(told) == NUM_PARTITIONS
+    assert {record["folder"] for record in told} == {str(Path.cwd())}
+    assert {record["cuda"] for record in told} == {"0"}
+    assert {record["telemetry"] for record in told} == {"0"}
+    assert {record["usage"] for record in told} == {"0"}
+    pids = {record["pid"] for record in told}
+    assert os.getpid() not in pids and len(pids) <= NUM_WORKERS
+
+
+def test_timeout_drops_late_replies(grid: ResidentGrid) -> None:
+    replies = exchange(grid, kind="query.sleep", timeout=0.75)
+    assert replies.keys() == {1, 2, 3, 4}
+    assert exchange(grid, kind="query.sleep").keys() == {0, 1, 2, 3, 4}
+
+
+def test_a_killed_actor_costs_one_reply_and_is_replaced(
+    grid: ResidentGrid, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arrays = large_arrays()
+    exchange(grid, arrays)
+    replies = exchange(grid, arrays, config=ConfigRecord({"kill": 1}))
+    assert [p for p, reply in replies.items() if reply.has_error()] == [1]
+    reason = replies[1].error.reason or ""
+    assert reason.startswith("ActorDiedError: ")
+    assert replies[1].metadata.src_node_id == grid.node_of(1)
+    after = exchange(grid, arrays)
+    calls = {p: reply.content["metrics"]["calls"] for p, reply in after.items()}
+    assert calls == {0: 3, 1: 2, 2: 3, 3: 3, 4: 3}
+    assert capfd.readouterr().out == ""
+
+
+def test_rays_of_others_are_left_alone(grid: ResidentGrid) -> None:
+    exchange(grid, kind="query.process")
+    with pytest.raises(RunError, match=r"ray\.shutdown\(\)"):
+        RayWorkers(CLIENT, num_workers=1)
+    assert ray.is_initialized()
+
+
+def test_sys_path_of_actors_is_the_drivers(grid: ResidentGrid) -> None:
+    assert all(record["ray"] for record in processes(grid))
+    assert "ray" in sys.modules

@@ -1,0 +1,106 @@
+"""Parsing: every problem at once, each with value, rule and what is allowed."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.config import RunConfig, parse_assignments
+from core.errors import ConfigError
+from distill.matching import MatchingConfig
+from strategies.mosaic import MosaicConfig
+from strategies.table import config_keys, parse_config
+
+
+def problems_of(flat: dict[str, object]) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(flat)
+    return {problem.key: str(problem) for problem in caught.value.problems}
+
+
+def test_defaults_are_valid_and_round_trip() -> None:
+    config = parse_config({})
+    assert parse_config(config.flat()) == config
+    assert config.section(MosaicConfig).images_per_class == 10
+    assert config.section(MatchingConfig).iterations == 1000
+
+
+def test_text_is_converted_by_the_keys_type() -> None:
+    config = parse_config(
+        {"rounds": "3", "partition.alpha": "1e-2", "data.download": "True", "name": "a"}
+    )
+    assert (config.rounds, config.partition.alpha, config.data.download) == (3, 0.01, True)
+
+
+def test_all_problems_come_at_once() -> None:
+    found = problems_of(
+        {
+            "rounds": 0,
+            "alpha": 0.1,
+            "strategy": "fedvag",
+            "data.source": "cifar",
+            "partition.alpha": "small",
+            "seed": 1.5,
+            "data.download": "yes",
+            "train.momentum": float("nan"),
+        }
+    )
+    assert len(found) == 8
+    assert found["rounds"] == "rounds=0: must be a whole number at least 1"
+    assert "did you mean partition.alpha?" in found["alpha"]
+    assert "did you mean fedavg" in found["strategy"]
+    assert "did you mean cifar10" in found["data.source"]
+    assert found["partition.alpha"] == "partition.alpha=small: must be a number above 0"
+    assert "seed=1.5" in found["seed"]
+    assert "true or false" in found["data.download"]
+
+
+def test_a_key_that_the_strategy_does_not_read_is_refused() -> None:
+    found = problems_of({"strategy": "fedavg", "mosaic.epochs": 3})
+    assert "strategy fedavg does not read it" in found["mosaic.epochs"]
+    assert parse_config({"strategy": "fedavg", "mosaic.epochs": 500}).strategy == "fedavg"
+
+
+@pytest.mark.parametrize("value", ["a/b", "..", "a\\b", "."])
+def test_a_name_cannot_leave_the_folder_of_runs(value: str) -> None:
+    assert "single folder name" in problems_of({"name": value})["name"]
+
+
+def test_identity_leaves_out_what_cannot_change_a_result() -> None:
+    base = parse_config({})
+    same = parse_config({"name": "x", "runs": "y", "engine.kind": "ray", "engine.workers": 2})
+    other = parse_config({"seed": 1})
+    threads = parse_config({"engine.client-threads": 2})
+    assert base.identity() == same.identity()
+    assert len({base.identity(), other.identity(), threads.identity()}) == 3
+
+
+def test_every_key_has_a_meaning_and_a_default_that_is_allowed() -> None:
+    found = config_keys()
+    assert len({key.name for key in found}) == len(found)
+    for key in found:
+        assert key.rule.meaning, key.name
+        assert type(key.default) is key.type, key.name
+        assert key.rule.allows(key.default), key.name
+
+
+@given(st.sampled_from(config_keys()), st.text(max_size=8))
+def test_no_text_breaks_the_parser(key: object, value: str) -> None:
+    name = getattr(key, "name")  # noqa: B009
+    try:
+        config = parse_config({name: value})
+    except ConfigError:
+        return
+    assert dataclasses.is_dataclass(config)
+
+
+def test_assignments_refuse_what_is_no_assignment() -> None:
+    with pytest.raises(ConfigError, match="write key=value") as caught:
+        parse_assignments(["rounds", "seed=1", "seed=2"])
+    assert len(caught.value.problems) == 2
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().rounds = 3  # type: ignore[misc]

@@ -1,0 +1,267 @@
+"""Run folders made up through `core.records`, so that reports can be tested without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import save_file
+from sklearn.datasets import load_digits
+
+from core.records import ClientRecord, EvaluationRecord, RoundRecord, RunFolder
+from data.partition import FailedAttempt, Partition
+
+NUM_CLASSES = 10
+
+# Per strategy: final accuracy, rounds to get there, bytes a client sends a round, images it sends.
+KINDS: Mapping[str, tuple[float, float, int, str]] = {
+    "feddm": (0.93, 2.0, 2_900, "synthetic"),
+    "fedavg": (0.71, 7.0, 612_000, "none"),
+    "fedprox": (0.74, 7.0, 612_000, "none"),
+    "real-images": (0.88, 2.5, 2_900, "raw"),
+    "local": (0.31, 1.5, 40, "none"),
+    "centralized": (0.965, 1.5, 0, "none"),
+}
+
+
+def _evaluation(
+    accuracy: float, rng: np.random.Generator, per_class: int, num_classes: int
+) -> EvaluationRecord:
+    confusion = np.zeros((num_classes, num_classes), dtype=int)
+    for label in range(num_classes):
+        rate = float(np.clip(accuracy + rng.normal(0, 0.06), 0.02, 0.995))
+        hits = round(rate * per_class)
+        others = np.delete(np.arange(num_classes), label)
+        for wrong in rng.choice(others, per_class - hits):
+            confusion[label, wrong] += 1
+        confusion[label, label] = hits
+    recall = confusion.diagonal() / confusion.sum(axis=1)
+    predicted = np.maximum(confusion.sum(axis=0), 1)
+    precision = confusion.diagonal() / predicted
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return EvaluationRecord(
+        num_examples=int(confusion.sum()),
+        loss=float(-np.log(accuracy)),
+        accuracy=float(confusion.trace() / confusion.sum()),
+        macro_f1=float(f1.mean()),
+        per_class_accuracy=recall.tolist(),
+        confusion=confusion.tolist(),
+    )
+
+
+def _partition(
+    clients: int, num_classes: int, seed: int, labels: npt.NDArray[np.int64]
+) -> Partition:
+    rng = np.random.default_rng(seed)
+    owner = np.empty(len(labels), dtype=np.int64)
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        shares = rng.dirichlet(np.full(clients, 0.3))
+        owner[members] = rng.choice(clients, len(members), p=shares)
+    held = [np.flatnonzero(owner == client) for client in range(clients)]
+    counts = np.stack([np.bincount(labels[own], minlength=num_classes) for own in held])
+    attempts = tuple(
+        FailedAttempt(attempt, 1000 + attempt, "client 4 would hold 3 images, fewer than 10")
+        for attempt in range(seed % 3)
+    )
+    return Partition(
+        scheme={"scheme": "dirichlet", "alpha": 0.01},
+        source="digits",
+        num_examples=len(labels),
+        seed=seed,
+        failed_attempts=attempts,
+        clients=tuple(held),
+        class_counts=counts.astype(np.int64),
+    )
+
+
+def _pool(side: int, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Stand-ins for training images: digits at 8 x 8, coloured blobs at any other size."""
+    if side == 8:
+        pixels = load_digits().images[: len(labels)]
+        return (pixels[:, None] * 255 / 16).round().astype(np.uint8)
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:side, 0:side] / side
+    images = []
+    for label in labels:
+        cx, cy, width = rng.uniform(0.3, 0.7, 3)
+        blob = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.15 * width))
+        hue = 0.5 + 0.5 * np.cos(2 * np.pi * (label / NUM_CLASSES + np.arange(3) / 3))
+        images.append(60 + 180 * hue[:, None, None] * blob + rng.normal(0, 6, (3, side, side)))
+    return np.clip(images, 0, 255).astype(np.uint8)
+
+
+def _write_tesserae(
+    folder: RunFolder,
+    round: int,
+    partition: Partition,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int64],
+    images_per_class: int,
+    raw: bool,
+) -> None:
+    rng = np.random.default_rng([partition.seed, round])
+    picked, owners = [], []
+    for client, own in enumerate(partition.clients):
+        for label in range(partition.class_counts.shape[1]):
+            some = own[labels[own] == label][:images_per_class]
+            picked += some.tolist()
+            owners += [client] * len(some)
+    nearest = images[picked]
+    noise = 0 if raw else 90 / (1 + round)
+    sent = np.clip(nearest + rng.normal(0, 1, nearest.shape) * (noise + 12 * (not raw)), 0, 255)
+    sent = sent.round().astype(np.uint8)
+    squares = (sent.astype(float) - nearest.astype(float)) ** 2
+    path = folder.tesserae(round)
+    path.parent.mkdir(exist_ok=True)
+    tensors = {
+        "images": sent,
+        "nearest_images": nearest,
+        "labels": labels[picked],
+        "partition_ids": np.array(owners, dtype=np.int64),
+        "nearest_indices": np.array(picked, dtype=np.int64),
+        "nearest_distances": np.sqrt(squares.mean(axis=(1, 2, 3))).astype(np.float32),
+    }
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
+
+
+def write_run(
+    root: Path,
+    strategy: str = "feddm",
+    seed: int = 0,
+    *,
+    name: str = "",
+    rounds: int = 10,
+    done: int | None = None,
+    status: str = "complete",
+    failure: str | None = None,
+    clients: int = 10,
+    side: int = 8,
+    images_per_class: int = 2,
+    class_names: list[str] | None = None,
+    client_failures: Mapping[tuple[int, int], str] | None = None,
+    started: str = "2026-03-01T09:00:00+00:00",
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a run folder with plausible figures.
+
+    Args:
+        root: Folder to make it in.
+        strategy: One of `KINDS`, or a user's own.
+        seed: The run's seed, from which the figures are drawn.
+        name: Name of the folder and run.
+        rounds: Rounds planned.
+        done: Last round on record; all by default.
+        status: As in run.json.
+        failure: As in run.json.
+        clients: Number of clients.
+        side: Pixels of an image's side; 8 is one channel, others are three.
+        images_per_class: Images sent of each class a client holds.
+        class_names: As in run.json; left out if None.
+        client_failures: Reason by (round, client).
+        started: As in run.json.
+        settings: Configuration keys on top of the defaults.
+    """
+    accuracy, pace, client_bytes, sent = KINDS.get(strategy, (0.6, 4.0, 5_000, "none"))
+    num_classes = len(class_names) if class_names else NUM_CLASSES
+    rng = np.random.default_rng([seed, len(strategy), ord(strategy[-1])])
+    if num_classes == NUM_CLASSES:
+        labels = load_digits().target[:1200].astype(np.int64)
+    else:
+        labels = np.arange(1200) % num_classes
+    images = _pool(side, labels)
+    partition = _partition(clients, num_classes, seed, labels)
+    name = name or f"{strategy.rpartition(':')[2]}-digits-s{seed}-{rounds}"
+    folder = RunFolder.create(root, name)
+    config = {
+        "strategy": strategy, "rounds": rounds, "seed": seed, "name": "", "runs": ".runs",
+        "data.source": "digits" if side == 8 else "cifar10",
+        "partition.scheme": "dirichlet", "partition.clients": clients, "partition.alpha": 0.01,
+        "partition.file": "", "model.name": "convnet", "model.width": 128,
+        "train.learning-rate": 0.05, "train.local-epochs": 1, "engine.kind": "in-process",
+        **(settings or {}),
+    }  # fmt: skip
+    if sent in ("synthetic", "raw"):
+        config = {"mosaic.images-per-class": images_per_class, "mosaic.rho": 5.0, **config}
+    folder.write_json("config", config)
+    folder.write_json(
+        "environment",
+        {
+            "python": "3.11.9", "torch": "2.15.0", "flwr": "1.41.0", "platform": "Linux x86_64",
+            "cpu": {"model": "AMD EPYC 7B13", "cores": 2}, "gpus": [],
+            "git_commit": "1f02fa7c0ffee0000000000000000000000000",
+        },
+    )  # fmt: skip
+    partition.write(folder.partition)
+    privacy = {
+        "synthetic": "none: the images are not private",
+        "raw": "none: clients send their images as they are",
+        "none": "none: clients send weights without noise",
+    }
+    folder.write_json(
+        "privacy", {"guarantee": "none", "images_sent": sent, "text": privacy[sent]}
+    )
+    run = {
+        "schema": 1, "name": name, "status": status, "failure": failure,
+        "command": f"tessera run strategy={strategy} rounds={rounds} seed={seed} "
+        "partition.scheme=dirichlet partition.alpha=0.01 partition.clients=10",
+        "started": started, "ended": None if status == "running" else started,
+        "rounds_done": rounds if done is None else done,
+    }  # fmt: skip
+    if class_names:
+        run["class_names"] = class_names
+    folder.write_json("run", run)
+    elapsed = 0.0
+    shift = rng.normal(0, 0.012)
+    shares = partition.class_counts / np.maximum(partition.class_counts.sum(1, keepdims=True), 1)
+    for round in range((rounds if done is None else done) + 1):
+        level = 0.1 + (accuracy + shift - 0.1) * (1 - np.exp(-round / pace))
+        level = float(np.clip(level + rng.normal(0, 0.008), 0.05, 0.99))
+        test = _evaluation(level, rng, 36, num_classes)
+        seconds = dict(zip(("client_sum", "client_max", "server", "evaluation", "wall"),
+                           rng.uniform(0.8, 1.2, 5) * [9, 1.4, 0.8, 0.1, 5.5], strict=True))  # fmt: skip
+        elapsed += seconds["wall"] if round else 0.2
+        records = [
+            ClientRecord(
+                partition_id=client,
+                bytes_down=1_280_000 if sent != "raw" else 40,
+                bytes_up=0 if (client_failures or {}).get((round, client)) else client_bytes,
+                failure=(client_failures or {}).get((round, client)),
+                metrics={"num_examples": float(len(partition.clients[client]))},
+            )
+            for client in range(clients if round and strategy != "centralized" else 0)
+        ]
+        expected = shares @ np.array(test.per_class_accuracy, dtype=float)
+        folder.append_round(
+            RoundRecord(
+                round=round,
+                validation=_evaluation(level, rng, 12, num_classes),
+                test=test,
+                client_accuracy=expected.tolist(),
+                worst_client_accuracy=float(expected.min()),
+                bytes_down=sum(record.bytes_down for record in records),
+                bytes_up=sum(record.bytes_up for record in records),
+                clients=records,
+                server={"displacement": 1.0},
+                seconds={**seconds, "elapsed": elapsed},
+            )
+        )
+        if round and sent != "none":
+            _write_tesserae(
+                folder, round, partition, images, labels, images_per_class, sent == "raw"
+            )
+    return folder.path
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """`write_run` into the test's own folder."""
+
+    def make(*arguments: Any, **options: Any) -> Path:
+        return write_run(tmp_path / "runs", *arguments, **options)
+
+    return make
