@@ -378,7 +378,8 @@ def confusion(method: Method, class_names: Sequence[str]) -> Figure | None:
     square = {"scaleanchor": "x", "constrain": "domain", "autorange": "reversed"}
     return _figure(
         [trace],
-        xaxis=_heat_axis("Predicted class", ticks) | {"constrain": "domain"},
+        xaxis=_heat_axis("Predicted class", ticks | _upright(class_names))
+        | {"constrain": "domain"},
         yaxis=_heat_axis("True class", ticks) | square,
         height=None,
     )
@@ -405,7 +406,7 @@ def partition_counts(partition: Partition, class_names: Sequence[str]) -> Figure
     cell = max(6, min(30, 600 // num_clients))
     return _figure(
         [trace],
-        xaxis=_heat_axis("Class", _class_ticks(class_names)),
+        xaxis=_heat_axis("Class", _class_ticks(class_names) | _upright(class_names)),
         yaxis=_heat_axis("Client", clients),
         height=70 + cell * num_clients,
     )
@@ -436,10 +437,15 @@ def _class_ticks(names: Sequence[str]) -> dict[str, Any]:
     if len(names) > _MOST_NAMED_CLASSES:
         step = max(10, len(names) // 100 * 10)
         return {"tickvals": list(range(0, len(names), step))}
-    short = [
-        name if len(name) <= _LONGEST_TICK else f"{name[: _LONGEST_TICK - 1]}…" for name in names
-    ]
+    cut = _LONGEST_TICK - 1
+    short = [name if len(name) <= _LONGEST_TICK else f"{name[:cut]}…" for name in names]
     return {"tickvals": list(range(len(names))), "ticktext": [escape(name) for name in short]}
+
+
+def _upright(names: Sequence[str]) -> dict[str, Any]:
+    """Horizontal axis: long names stand on end, so that none is dropped where it is narrow."""
+    fits = len(names) > _MOST_NAMED_CLASSES or max(map(len, names), default=0) <= 3
+    return {"tickangle": 0 if fits else -90}
 
 
 def _heat_axis(title: str, ticks: Mapping[str, Any]) -> dict[str, Any]:

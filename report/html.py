@@ -153,14 +153,9 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
         results = [f"{row.method.label} {_inline(row.test_accuracy)}" for row in judged]
         sentences.append(f"Test accuracy at the last evaluated round: {_join(results)}.")
     elif judged:
-        best, least = (
-            pick(judged, key=lambda row: row.test_accuracy.mean if row.test_accuracy else 0)
-            for pick in (max, min)
-        )
-        sentences.append(
-            "Test accuracy at the last evaluated round lies between "
-            f"{_inline(least.test_accuracy)} ({least.method.label}) and {_inline(best.test_accuracy)} ({best.method.label})."
-        )
+        ordered = sorted(judged, key=lambda row: row.test_accuracy.mean if row.test_accuracy else 0)
+        ends = [f"{_inline(r.test_accuracy)} ({r.method.label})" for r in (ordered[0], ordered[-1])]
+        sentences.append(f"Test accuracy at the last evaluated round lies between {_join(ends)}.")
     else:
         sentences.append("No round has been evaluated yet.")
     sent = [

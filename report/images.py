@@ -18,7 +18,7 @@ from PIL import Image
 from report.loading import LoadedRun, Tesserae, read_tesserae
 from report.methods import Method
 
-BUDGET_BYTES = 8_000_000
+BUDGET_BYTES = 10_000_000
 _TILE_PX = 48
 _SHORT_NAME = 3
 

@@ -176,9 +176,8 @@ class Federation:
         strategy = self._preparation.strategy
         if reply.record.settings.get("round") != round:
             return [f"reply is of round {reply.record.settings.get('round')}, not {round}"]
-        return reply_spec(strategy, shape, round).violations(reply.record) or strategy.check_reply(
-            reply
-        )
+        departures = reply_spec(strategy, shape, round).violations(reply.record)
+        return departures or strategy.check_reply(reply, shape)
 
     def _refuse_hopeless(self, round: int, received: list[Received]) -> None:
         failures = [item for item in received if item.reply is None]

@@ -273,8 +273,8 @@ class Strategy(ABC):
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """The client half."""
 
-    def check_reply(self, reply: Reply) -> list[str]:
-        """Further reasons to refuse a reply that fits its form, as sentences."""
+    def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
+        """Further reasons to refuse a reply that fits `client`'s form, as sentences."""
         return []
 
     @abstractmethod

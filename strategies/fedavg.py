@@ -91,7 +91,7 @@ class FedAvg(Strategy):
         metrics = {"num_examples": len(task.examples), "train_loss": train_loss}
         return ClientUpdate(arrays_of(weights_of(task.parameters.model)), metrics)
 
-    def check_reply(self, reply: Reply) -> list[str]:
+    def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """A client counts in proportion to its examples, so there must be some."""
         count = reply.record.metrics["num_examples"]
         return [] if count >= 1 else [f"num_examples is {count}, expected at least 1"]

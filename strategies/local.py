@@ -92,7 +92,7 @@ class Local(Strategy):
             }
         return ClientUpdate(arrays, metrics, weights_of(task.parameters.model))
 
-    def check_reply(self, reply: Reply) -> list[str]:
+    def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """Counts must be counts."""
         return [
             f"{name} holds {array.min()}, expected counts of at least one image"

@@ -180,14 +180,16 @@ class MosaicStrategy(Strategy):
             arrays["class_counts"] = np.array(counts, dtype=np.int64)
         return ClientUpdate(arrays, metrics, state)
 
-    def check_reply(self, reply: Reply) -> list[str]:
+    def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """There must be images, of known classes."""
         labels = reply.record.arrays["labels"]
         if labels.size == 0:
             return [
                 f"holds no images: no class reaches mosaic.min-examples={self.mosaic.min_examples}"
             ]
-        return [] if labels.min() >= 0 else [f"label {labels.min()} is below 0"]
+        last = len(client.class_counts) - 1
+        wrong = labels[(labels < 0) | (labels > last)]
+        return [f"holds label {wrong[0]}, expected 0 to {last}"] if wrong.size else []
 
     def begin(self, state: ServerState) -> list[Reply]:
         """No replies yet; the server trains on all sets at once."""

@@ -124,7 +124,7 @@ def test_every_reply_fits_its_form(prepared: Preparation) -> None:
     for shape in prepared.client_shapes():
         record = client_reply(prepared, shape.partition_id)
         assert reply_spec(prepared.strategy, shape, 1).violations(record) == []
-        assert prepared.strategy.check_reply(Reply(shape.partition_id, record)) == []
+        assert prepared.strategy.check_reply(Reply(shape.partition_id, record), shape) == []
 
 
 @pytest.mark.parametrize("prepared", ASKING, indirect=True)

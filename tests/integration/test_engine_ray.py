@@ -1,13 +1,14 @@
-"""The Ray engine: one Ray instance for the whole file."""
+"""The Ray engine: one Ray instance for the whole file.
+
+Ray reads its settings when it is imported, so nothing here imports it before the engine does.
+"""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from core.errors import RunError
@@ -103,6 +104,8 @@ def test_replies_are_those_of_the_in_process_engine(grid: ResidentGrid, run: Run
 def test_a_large_record_is_put_once_a_round(
     grid: ResidentGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import ray
+
     put, records = ray.put, []
 
     def counting_put(record: ArrayRecord) -> object:
@@ -157,12 +160,9 @@ def test_a_killed_actor_costs_one_reply_and_is_replaced(
 
 
 def test_rays_of_others_are_left_alone(grid: ResidentGrid) -> None:
+    import ray
+
     exchange(grid, kind="query.process")
     with pytest.raises(RunError, match=r"ray\.shutdown\(\)"):
         RayWorkers(CLIENT, num_workers=1)
     assert ray.is_initialized()
-
-
-def test_sys_path_of_actors_is_the_drivers(grid: ResidentGrid) -> None:
-    assert all(record["ray"] for record in processes(grid))
-    assert "ray" in sys.modules

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
@@ -93,4 +92,4 @@ def test_ray_runs_again_and_leaves_nothing_behind(
     assert [reply.has_content() for reply in replies] == [True] * 3
     assert [pid for pid in started if is_alive(pid)] == []
     assert list(temp_root.iterdir()) == []
-    assert not ray.is_initialized()
+    assert not sys.modules["ray"].is_initialized()

@@ -56,7 +56,6 @@ def process(message: Message, context: Context) -> Message:
         {
             "pid": os.getpid(),
             "folder": str(Path.cwd()),
-            "ray": "ray" in sys.modules,
             "cuda": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             "telemetry": os.environ.get("FLWR_TELEMETRY_ENABLED", ""),
             "usage": os.environ.get("RAY_USAGE_STATS_ENABLED", ""),

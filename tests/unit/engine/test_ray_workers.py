@@ -3,7 +3,6 @@ import tempfile
 
 import numpy as np
 import pytest
-import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
 from engine.ray_workers import SHARED_FROM_BYTES, _RecordStore, _temp_root
@@ -23,7 +22,7 @@ class Puts:
 @pytest.fixture
 def puts(monkeypatch: pytest.MonkeyPatch) -> Puts:
     puts = Puts()
-    monkeypatch.setattr(ray, "put", puts)
+    monkeypatch.setattr("engine.ray_workers.ray.put", puts)
     return puts
 
 

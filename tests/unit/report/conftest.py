@@ -202,9 +202,7 @@ def write_run(
         "raw": "none: clients send their images as they are",
         "none": "none: clients send weights without noise",
     }
-    folder.write_json(
-        "privacy", {"guarantee": "none", "images_sent": sent, "text": privacy[sent]}
-    )
+    folder.write_json("privacy", {"guarantee": "none", "images_sent": sent, "text": privacy[sent]})
     run = {
         "schema": 1, "name": name, "status": status, "failure": failure,
         "command": f"tessera run strategy={strategy} rounds={rounds} seed={seed} "

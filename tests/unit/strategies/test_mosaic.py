@@ -1,0 +1,244 @@
+"""Methods that send images: how many, what they weigh, and training inside the ball."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.parameters import ParameterVector
+from core.wire import Record
+from server.preparation import Preparation, prepare
+from strategies.base import ClientTask, Reply, ServerState, ServerTask
+from strategies.mosaic import (
+    MosaicConfig,
+    MosaicStrategy,
+    decode,
+    encode,
+    images_per_class,
+    train_on_mosaic,
+)
+from strategies.table import parse_config
+from tests.conftest import tiny_keys
+
+
+def prepare_tiny(strategy: str, **keys: object) -> Preparation:
+    return prepare(parse_config(tiny_keys(strategy, **keys)))
+
+
+def client_task(preparation: Preparation, partition_id: int = 0, **changes: object) -> ClientTask:
+    workload = preparation.workload
+    indices = torch.from_numpy(preparation.partition.clients[partition_id])
+    task = ClientTask(
+        round=1,
+        partition_id=partition_id,
+        seed=4,
+        received=Record(preparation.strategy.broadcast(ServerState(preparation.initial_weights))),
+        examples=workload.examples(indices),
+        state=None,
+        parameters=ParameterVector(workload.build_model(3)),
+        workload=workload,
+        device=torch.device("cpu"),
+        count_step=lambda: None,
+    )
+    return dataclasses.replace(task, **changes)  # type: ignore[arg-type]
+
+
+def server_task(preparation: Preparation) -> ServerTask:
+    return ServerTask(
+        round=1,
+        seed=5,
+        parameters=ParameterVector(preparation.workload.build_model(3)),
+        workload=preparation.workload,
+        device=torch.device("cpu"),
+        count_step=lambda: None,
+    )
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(1, 12), st.integers(1, 5))
+def test_a_class_sends_no_more_images_than_it_has(
+    counts: list[int], per_class: int, least: int
+) -> None:
+    config = MosaicConfig(images_per_class=per_class, min_examples=least)
+    for count, capped, filled in zip(
+        counts,
+        images_per_class(counts, config, fill=False),
+        images_per_class(counts, config, fill=True),
+        strict=True,
+    ):
+        assert capped == (min(count, per_class) if count >= least else 0)
+        assert filled == (per_class if count >= least else 0)
+
+
+def test_real_images_are_the_clients_own_pixels() -> None:
+    preparation = prepare_tiny("real-images", mosaic__image_dtype="uint8")
+    task = client_task(preparation)
+    update = preparation.strategy.client_update(task)
+    own = {
+        image.tobytes() for image in preparation.workload.to_pixels(task.examples.inputs).numpy()
+    }
+    sent = [image.tobytes() for image in update.arrays["images"]]
+    assert set(sent) <= own
+    assert len(sent) == len(update.arrays["labels"]) > 0
+
+
+def test_real_images_are_drawn_anew_each_round() -> None:
+    preparation = prepare_tiny("real-images")
+    first, second = (
+        preparation.strategy.client_update(client_task(preparation, seed=seed)).arrays["images"]
+        for seed in (1, 2)
+    )
+    assert not np.array_equal(first, second)
+
+
+def test_synthetic_images_start_from_real_ones_or_from_noise() -> None:
+    real = prepare_tiny("feddm", feddm__learning_rate=1e-30)
+    task = client_task(real)
+    sent = real.strategy.client_update(task).arrays["images"]
+    own = {image.numpy().tobytes() for image in task.examples.inputs}
+    assert all(image.tobytes() in own for image in sent)
+    noise = prepare_tiny(
+        "feddm",
+        feddm__learning_rate=1e-30,
+        feddm__initialisation="noise",
+        mosaic__images_per_class=60,
+        feddm__short_classes="noise",
+    )
+    drawn = noise.strategy.client_update(client_task(noise)).arrays["images"]
+    assert abs(float(drawn.mean())) < 0.05
+    assert abs(float(drawn.std()) - 1) < 0.05
+
+
+def test_short_classes_send_what_they_have_or_are_filled_from_noise() -> None:
+    keys: dict[str, object] = {
+        "partition__clients": 10,
+        "partition__alpha": 0.1,
+        "mosaic__images_per_class": 30,
+    }
+    for rule in ("cap", "noise"):
+        preparation = prepare_tiny("feddm", feddm__short_classes=rule, **keys)
+        for shape in preparation.client_shapes()[:3]:
+            update = preparation.strategy.client_update(
+                client_task(preparation, shape.partition_id)
+            )
+            sent = np.bincount(update.arrays["labels"], minlength=10)
+            expected = [
+                (30 if rule == "noise" else min(30, n)) if n else 0 for n in shape.class_counts
+            ]
+            assert sent.tolist() == expected
+
+
+def test_warm_start_begins_where_the_last_round_ended() -> None:
+    preparation = prepare_tiny("feddm", feddm__warm_start=True)
+    first = preparation.strategy.client_update(client_task(preparation))
+    assert first.state is not None
+    frozen = prepare_tiny("feddm", feddm__warm_start=True, feddm__learning_rate=1e-30)
+    again = frozen.strategy.client_update(client_task(frozen, state=first.state, seed=9))
+    assert np.array_equal(again.arrays["images"], first.arrays["images"])
+
+
+def test_fresh_networks_replace_the_first_rounds_draws_only() -> None:
+    changed = {}
+    for round_number in (1, 2):
+        images = []
+        for rule in ("current", "fresh"):
+            preparation = prepare_tiny("feddm", feddm__first_round=rule)
+            task = client_task(preparation, round=round_number)
+            images.append(preparation.strategy.client_update(task).arrays["images"])
+        changed[round_number] = not np.array_equal(*images)
+    assert changed == {1: True, 2: False}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 2e-3), ("uint8", 0)])
+def test_images_survive_the_wire_within_their_type(dtype: str, tolerance: float) -> None:
+    workload = prepare_tiny("feddm").workload
+    images = workload.training_examples().inputs[:20]
+    array = encode(images, dtype, workload)
+    assert array.dtype.name == dtype
+    assert (decode(array, workload) - images).abs().max() <= tolerance
+
+
+def test_counts_weigh_each_image_by_the_real_ones_it_stands_for() -> None:
+    preparation = prepare_tiny("real-images", mosaic__weighting="counts")
+    strategy = preparation.strategy
+    assert isinstance(strategy, MosaicStrategy)
+    update = strategy.client_update(client_task(preparation))
+    received = strategy.received_set(Reply(0, Record(dict(update.arrays))), preparation.workload)
+    counts = preparation.partition.class_counts[0]
+    for label in received.labels.unique().tolist():
+        total = received.weights[received.labels == label].sum().item()
+        assert total == pytest.approx(counts[label])
+
+
+def test_without_the_ball_the_server_is_torchs_sgd() -> None:
+    keys: dict[str, object] = {
+        "mosaic__ball": False,
+        "mosaic__epochs": 4,
+        "mosaic__learning_rate": 0.1,
+        "mosaic__lr_decay": "half",
+    }
+    preparation = prepare_tiny("real-images", **keys)
+    workload = preparation.workload
+    pooled = workload.training_examples()
+    inputs, labels = pooled.inputs[:50], pooled.labels[:50]
+    task = server_task(preparation)
+    task.parameters.load(preparation.initial_weights)
+    config = preparation.config.section(MosaicConfig)
+    metrics = train_on_mosaic(task, inputs, labels, torch.ones(50), config)
+    model = workload.build_model(3)
+    model.load_state_dict(dict(preparation.initial_weights))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(4):
+        optimizer.param_groups[0]["lr"] = 0.1 if epoch < 2 else 0.01
+        optimizer.zero_grad()
+        workload.loss(model, inputs, labels).mean().backward()
+        optimizer.step()
+    trained = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.allclose(task.parameters.values, trained, atol=1e-5)
+    assert metrics["ball_bound"] == 0
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.5])
+def test_the_server_stays_in_the_ball_and_says_how_often_it_bound(rho: float) -> None:
+    preparation = prepare_tiny(
+        "real-images", mosaic__rho=rho, mosaic__epochs=30, mosaic__learning_rate=0.1
+    )
+    task = server_task(preparation)
+    task.parameters.load(preparation.initial_weights)
+    centre = task.parameters.values.clone()
+    pooled = preparation.workload.training_examples()
+    metrics = train_on_mosaic(
+        task,
+        pooled.inputs[:50],
+        pooled.labels[:50],
+        torch.ones(50),
+        preparation.config.section(MosaicConfig),
+    )
+    distance = float((task.parameters.values - centre).norm())
+    assert distance <= rho * (1 + 1e-5)
+    assert distance == pytest.approx(metrics["displacement"])
+    assert 0 < metrics["ball_bound"] <= 1
+
+
+def test_a_client_without_images_is_refused_with_the_reason() -> None:
+    preparation = prepare_tiny("feddm", mosaic__min_examples=1000)
+    update = preparation.strategy.client_update(client_task(preparation))
+    reasons = preparation.strategy.check_reply(
+        Reply(0, Record(dict(update.arrays))), preparation.client_shapes()[0]
+    )
+    assert "mosaic.min-examples=1000" in reasons[0]
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_out_of_range_is_refused(label: int) -> None:
+    preparation = prepare_tiny("real-images")
+    update = preparation.strategy.client_update(client_task(preparation))
+    labels = update.arrays["labels"].copy()
+    labels[0] = label
+    record = Record({**update.arrays, "labels": labels})
+    reasons = preparation.strategy.check_reply(Reply(0, record), preparation.client_shapes()[0])
+    assert reasons == [f"holds label {label}, expected 0 to 9"]
