@@ -100,6 +100,7 @@ def identify(message: Message, context: Context) -> Message:
 @lru_cache(maxsize=1)
 def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Resident:
     config = parse_config(dict(run_config))
+    torch.set_num_threads(config.engine.client_threads)
     folder = RunFolder(Path(config.runs).expanduser().resolve() / config.folder_name(run_id))
     workload = open_workload(config, resolve_device(config.engine.device))
     if folder.partition.is_file():

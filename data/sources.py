@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+import importlib
+from typing import Protocol, cast
 
 from core.config import DataConfig
 from core.errors import ConfigError, Problem
 from core.plugins import is_plugin
-from data import digits, folder, parquet, plugin, torchvision_sources
 from data.dataset import ImageDataset
 from data.splits import Source, complete, equal_share
 
@@ -19,15 +19,16 @@ class _Loader(Protocol):
     def load(self, config: DataConfig, seed: int) -> Source: ...
 
 
-_LOADERS: dict[str, _Loader] = {
-    "digits": digits,
-    "mnist": torchvision_sources,
-    "fashion-mnist": torchvision_sources,
-    "cifar10": torchvision_sources,
-    "cifar100": torchvision_sources,
-    "parquet": parquet,
-    "folder": folder,
+_LOADERS = {
+    "digits": "data.digits",
+    "mnist": "data.torchvision_sources",
+    "fashion-mnist": "data.torchvision_sources",
+    "cifar10": "data.torchvision_sources",
+    "cifar100": "data.torchvision_sources",
+    "parquet": "data.parquet",
+    "folder": "data.folder",
 }
+"""Module of each source, imported when asked for: each needs other packages."""
 
 
 def load_dataset(config: DataConfig, seed: int) -> ImageDataset:
@@ -60,10 +61,9 @@ def check_source(config: DataConfig) -> None:
 
 
 def _loader(config: DataConfig) -> _Loader:
-    if is_plugin(config.source):
-        return plugin
     name = config.source.partition(":")[0]
-    if name not in _LOADERS:
+    module = "data.plugin" if is_plugin(config.source) else _LOADERS.get(name)
+    if module is None:
         rule = f"must be one of {', '.join(_LOADERS)} or FILE.py:FUNCTION"
         raise ConfigError([Problem("data.source", config.source, rule)])
-    return _LOADERS[name]
+    return cast(_Loader, importlib.import_module(module))

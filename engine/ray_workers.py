@@ -6,8 +6,10 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Collection, Mapping
@@ -45,6 +47,7 @@ KEPT_RECORDS = 2
 """Shared ArrayRecords that stay, beyond the calls that need them, in the store and in actors."""
 
 START_TIMEOUT_S = 300
+"""Seconds that actors may take to import the client app."""
 
 _Record = ArrayRecord | ConfigRecord | MetricRecord
 _Ref = ray.ObjectRef[Any]
@@ -106,6 +109,7 @@ class RayWorkers:
             RunError: Ray cannot start, or the actors cannot import the client app.
         """
         self._started.result()
+        _take_back_sigterm()
         assert self._folder is not None, "closed: Ray would start anew at the next call"
         shell = copy(message)
         shell.content = RecordDict()
@@ -299,6 +303,12 @@ def _array_to_parts(array: Array) -> tuple[Any, ...]:
 def _array_from_parts(parts: tuple[Any, ...]) -> Array:
     dtype, shape, stype, data = parts
     return Array(dtype, shape, stype, bytes(data))
+
+
+def _take_back_sigterm() -> None:
+    """Undo Ray's native handler of SIGTERM, which aborts the process three seconds later."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _temp_root() -> str:

@@ -70,9 +70,9 @@ def embedding_of(model: nn.Module) -> EmbeddingModel:
     Raises:
         ConfigError: It lacks either.
     """
-    missing = [] if callable(getattr(model, "embed", None)) else ["a method embed(x) -> (B, D)"]
+    missing = [] if callable(getattr(model, "embed", None)) else ["method embed(x) -> (B, D)"]
     if not isinstance(getattr(model, "classifier", None), nn.Linear):
-        missing.append("a torch.nn.Linear called classifier")
+        missing.append("torch.nn.Linear called classifier")
     if missing:
         rule = (
             f"{type(model).__name__} has no {' and no '.join(missing)}, so its features cannot be "

@@ -28,7 +28,7 @@ _MOST_CELLS_WITH_TEXT = 400
 _MOST_CLASSES_WITH_TEXT = 12
 _MOST_NAMED_CLASSES = 20
 _LONGEST_TICK = 14
-_UPLOADS_NOTHING = ("local", "centralized")
+_UPLOADS_NO_UPDATE = ("local", "centralized")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +92,15 @@ def curve(method: Method) -> Curve:
         if points:
             per_seed.append(points)
     shared = sorted(set.intersection(*map(set, per_seed))) if per_seed else []
-    values = np.array([[points[r] for points in per_seed] for r in shared]).reshape(
-        len(shared), -1, 3
-    )
-    mean = values.mean(axis=1) if shared else np.zeros((0, 3))
+    if not shared:
+        return Curve([], [], [], [], [], [])
+    values = np.array([[points[r] for points in per_seed] for r in shared])
+    mean, accuracies = values.mean(axis=1), values[:, :, 0]
     return Curve(
         rounds=shared,
         accuracy=mean[:, 0].tolist(),
-        lowest=values[:, :, 0].min(axis=1).tolist() if shared else [],
-        highest=values[:, :, 0].max(axis=1).tolist() if shared else [],
+        lowest=accuracies.min(axis=1).tolist(),
+        highest=accuracies.max(axis=1).tolist(),
         bytes_up=mean[:, 1].tolist(),
         elapsed_s=mean[:, 2].tolist(),
     )
@@ -119,10 +119,10 @@ def accuracy_by_round(methods: Sequence[Method]) -> Figure:
 def accuracy_by_bytes(methods: Sequence[Method]) -> Figure:
     """Test accuracy against cumulative uploaded bytes.
 
-    Methods that upload nothing to speak of are horizontal lines at their final accuracy. The axis
+    Methods that upload neither weights nor images are horizontal lines at their final accuracy. The axis
     is logarithmic where totals differ more than twentyfold.
     """
-    uploading = [not uploads_nothing(method) for method in methods]
+    uploading = [not uploads_no_update(method) for method in methods]
     curves = [
         curve(method).after_first_upload() if sends else curve(method)
         for method, sends in zip(methods, uploading, strict=True)
@@ -201,9 +201,9 @@ def _bare_bytes(count: float) -> str:
     return f"{float(number):g} {unit}"
 
 
-def uploads_nothing(method: Method) -> bool:
-    """Whether a method's uploads are nothing to speak of: none, or a few metrics a round."""
-    return method.strategy in _UPLOADS_NOTHING or all(
+def uploads_no_update(method: Method) -> bool:
+    """Whether no upload carries weights or images: there is none, or metrics alone."""
+    return method.strategy in _UPLOADS_NO_UPDATE or all(
         run.rounds_done > 0 and total_bytes_up(run) == 0 for run in method.runs
     )
 
@@ -417,7 +417,7 @@ def _percents(values: Sequence[float]) -> list[float]:
 
 
 def _heat(z: list[list[float]], text: list[list[str]] | None) -> dict[str, Any]:
-    scale = [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]]
+    scale = [[0, "var(--heat-least)"], [1, "var(--heat-most)"]]
     rows = [[None if math.isnan(value) else value for value in row] for row in z]
     gap = 1 if max(len(rows), len(rows[0])) <= _MOST_NAMED_CLASSES else 0
     trace = {
@@ -429,7 +429,11 @@ def _heat(z: list[list[float]], text: list[list[str]] | None) -> dict[str, Any]:
         "ygap": gap,
         "hoverongaps": False,
     }
-    return trace | ({"text": text, "texttemplate": "%{text}"} if text else {})
+    return trace | (
+        {"text": text, "texttemplate": "%{text}", "textfont": {"color": "var(--ink)"}}
+        if text
+        else {}
+    )
 
 
 def _class_ticks(names: Sequence[str]) -> dict[str, Any]:

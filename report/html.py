@@ -38,7 +38,7 @@ from report.tables import (
 )
 
 _FOLDER = Path(__file__).parent
-_MOST_METHODS_IN_PROSE = 6
+_LONGEST_LIST_IN_PROSE = 100
 _MOST_PARTITIONS = 6
 _MOST_FAILURES = 200
 
@@ -81,6 +81,7 @@ def render(comparison: Comparison) -> str:
     scripts = [get_plotlyjs(), (_FOLDER / "report.js").read_text("utf-8")]
     methods = comparison.methods
     rows = result_rows(methods)
+    partitions, failures = _partitions(comparison.runs), _failures(methods)
     return environment.get_template("report.html").render(
         title=_title(comparison),
         summary=_summary(comparison, rows),
@@ -99,19 +100,19 @@ def render(comparison: Comparison) -> str:
             "time": figures.accuracy_by_time(methods),
         },
         several_seeds=any(len(method.runs) > 1 for method in methods),
-        silent=[method.label for method in methods if figures.uploads_nothing(method)],
+        silent=[method.label for method in methods if figures.uploads_no_update(method)],
         class_tables=_class_tables(methods),
         confusions=[
             (method, figure)
             for method in methods
-            if (figure := figures.confusion(method, method.runs[0].class_names))
+            if (figure := figures.confusion(method, method.class_names))
         ],
         clients=figures.client_accuracy(methods),
-        partitions=_partitions(comparison.runs)[:_MOST_PARTITIONS],
-        num_partitions=len(_partitions(comparison.runs)),
+        partitions=partitions[:_MOST_PARTITIONS],
+        num_partitions=len(partitions),
         galleries=galleries(methods),
-        failures=_failures(methods)[:_MOST_FAILURES],
-        num_failures=len(_failures(methods)),
+        failures=failures[:_MOST_FAILURES],
+        num_failures=len(failures),
         privacy=[(method, _statements(method)) for method in methods],
         settings=_settings(methods),
         environments=_environments(comparison.runs),
@@ -134,13 +135,15 @@ def _title(comparison: Comparison) -> str:
 
 def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
     """The result in one paragraph of plain words."""
-    runs, few = comparison.runs, len(rows) <= _MOST_METHODS_IN_PROSE
-    labels = [row.method.label for row in rows]
+    runs, labels = comparison.runs, [row.method.label for row in rows]
+    few = sum(map(len, labels)) <= _LONGEST_LIST_IN_PROSE
     clients = _values(runs, "partition.clients")
     seeds = sorted({run.seed for run in runs})
     rounds = _values(runs, "rounds")
     ways = list(dict.fromkeys(_dealing(run.config) for run in runs))
-    subject = _join(labels) if few else f"{len(labels)} methods"
+    subject = (
+        _join(labels) if few else f"{len(labels)} {'method' if len(labels) == 1 else 'methods'}"
+    )
     sentences = [
         f"{subject} trained on {_join(_values(runs, 'data.source')) or 'one data set'}, "
         f"dealt to {_join(clients)} {'client' if clients == ['1'] else 'clients'} "
@@ -161,7 +164,7 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
     sent = [
         f"{row.method.label} {plain_bytes(row.bytes_up.mean)}"
         for row in rows
-        if row.bytes_up is not None and not figures.uploads_nothing(row.method)
+        if row.bytes_up is not None and not figures.uploads_no_update(row.method)
     ]
     if sent and few:
         sentences.append(f"Uploaded by all clients together: {_join(sent)}.")
@@ -225,20 +228,9 @@ def _notes(comparison: Comparison) -> Iterable[str]:
             f"{left_out.name} is left out: {kept.name} has the same settings and seed and is "
             f"{'newer' if kept.started >= left_out.started else 'complete'}."
         )
-    tasks = [
-        key
-        for key in (
-            "data.source",
-            "partition.clients",
-            "partition.alpha",
-            "partition.scheme",
-            "model.name",
-            "rounds",
-        )
-        if len(_values(comparison.runs, key)) > 1
-    ]
-    if tasks:
-        yield f"The methods differ in {_join(tasks)}: compare their figures with care."
+    if comparison.task_differences:
+        keys = _join(comparison.task_differences)
+        yield f"The methods differ in {keys}: compare their figures with care."
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +249,7 @@ def _class_tables(methods: Sequence[Method]) -> list[_ClassTable]:
             columns = zip(*(test.per_class_accuracy for test in tests), strict=True)
             statistics = [Statistic.of(column) for column in columns]
             means = tuple(None if value is None else value.mean for value in statistics)
-            tables.setdefault(method.runs[0].class_names, []).append((method, means))
+            tables.setdefault(method.class_names, []).append((method, means))
     return [_ClassTable(names, tuple(rows)) for names, rows in tables.items()]
 
 

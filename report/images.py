@@ -159,7 +159,7 @@ def _gallery(name: str, method: Method, run: LoadedRun, budget_bytes: int) -> Ga
         ),
         tile_width=scale * width,
         tile_height=scale * height,
-        long_names=max(map(len, run.class_names)) > _SHORT_NAME,
+        long_names=max(map(len, run.class_names), default=0) > _SHORT_NAME,
         left_out=tuple(_left_out(method, plan, kept, rounds, clients, last)),
     )
 

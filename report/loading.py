@@ -241,9 +241,12 @@ def _read_config(folder: RunFolder) -> dict[str, Scalar]:
 
 def _read_partition(folder: RunFolder) -> Partition:
     try:
-        return Partition.read(folder.partition)
+        partition = Partition.read(folder.partition)
     except DataError as error:
         raise RecordError(str(error)) from error
+    if partition.class_counts.ndim != 2:
+        raise RecordError(f"{folder.partition} has class counts that are not clients x classes")
+    return partition
 
 
 def _read_privacy(folder: RunFolder) -> PrivacyStatement:
@@ -258,19 +261,27 @@ def _read_rounds(folder: RunFolder) -> list[RoundRecord]:
         records = folder.read_rounds()
     except (AttributeError, UnicodeDecodeError) as error:
         raise RecordError(f"{folder.rounds} is not JSON lines of round records: {error}") from error
-    for before, record in zip([None, *records], records, strict=False):
-        if before is not None and record.round <= before.round:
-            raise RecordError(
-                f"{folder.rounds} has round {record.round} after round {before.round}"
-            )
-        problem = _problem(record)
+    reached = -1
+    for record in records:
+        try:
+            problem = _problem(record)
+        except (AttributeError, TypeError) as error:
+            problem = str(error)
+        if problem is None and record.round <= reached:
+            problem = f"it comes after round {reached}"
         if problem:
             raise RecordError(f"{folder.rounds}, round {record.round}: {problem}")
+        reached = record.round
     return records
 
 
 def _problem(record: RoundRecord) -> str | None:
     """Why a record that has all its fields still cannot be shown; None if it can."""
+    if not isinstance(record.round, int):
+        return "its number is no whole number"
+    for client in record.clients:
+        if not isinstance(client.partition_id, int) or not isinstance(client.failure, str | None):
+            return "a client's number is no whole number, or its failure no text"
     missing = [key for key in _SECONDS if not _is_number(record.seconds.get(key))]
     if missing:
         return f"seconds lack {', '.join(missing)}"

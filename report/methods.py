@@ -67,6 +67,11 @@ class Method:
         return f"{self.name} ({', '.join(self.marks)})" if self.marks else self.name
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """In label order; empty where no run got far enough to know them."""
+        return next((run.class_names for run in self.runs if run.class_names), ())
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Ascending."""
         return tuple(run.seed for run in self.runs)
@@ -89,6 +94,12 @@ class Comparison:
     def runs(self) -> tuple[LoadedRun, ...]:
         """Every run shown."""
         return tuple(run for method in self.methods for run in method.runs)
+
+    @property
+    def task_differences(self) -> tuple[str, ...]:
+        """Keys of the task (data, partition, model, rounds) in which the methods differ."""
+        groups = [dict(_settings(method.runs[0])) for method in self.methods]
+        return tuple(key for key in _task_keys(groups) if _differs(key, groups))
 
 
 def compare(runs: Sequence[LoadedRun]) -> Comparison:
@@ -131,16 +142,22 @@ def _telling_keys(groups: Sequence[Mapping[str, Scalar]]) -> dict[str, dict[str,
     told_by: dict[str, dict[str, str]] = {}
     for strategy in dict.fromkeys(str(group["strategy"]) for group in groups):
         own = [group for group in groups if group["strategy"] == strategy]
-        keys = sorted({key for group in groups for key in group} - {"strategy"})
-        task = [key for key in keys if key.partition(".")[0] in _TASK_SECTIONS]
-        named = [key for key in keys if _differs(key, own)]
-        named += [key for key in task if key not in named and _differs(key, groups)]
+        named = [key for key in _all_keys(own) if key != "strategy" and _differs(key, own)]
+        named += [key for key in _task_keys(groups) if key not in named and _differs(key, groups)]
         tails = [key.rpartition(".")[2] for key in named]
         told_by[strategy] = {
             key: tail if tails.count(tail) == 1 else key
             for key, tail in zip(named, tails, strict=True)
         }
     return told_by
+
+
+def _all_keys(groups: Sequence[Mapping[str, Scalar]]) -> list[str]:
+    return sorted({key for group in groups for key in group})
+
+
+def _task_keys(groups: Sequence[Mapping[str, Scalar]]) -> list[str]:
+    return [key for key in _all_keys(groups) if key.partition(".")[0] in _TASK_SECTIONS]
 
 
 def _differs(key: str, groups: Sequence[Mapping[str, Scalar]]) -> bool:

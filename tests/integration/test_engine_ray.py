@@ -137,10 +137,14 @@ def test_actors_see_the_drivers_folder_and_divide_the_gpu(grid: ResidentGrid) ->
     assert os.getpid() not in pids and len(pids) <= NUM_WORKERS
 
 
-def test_timeout_drops_late_replies(grid: ResidentGrid) -> None:
-    replies = exchange(grid, kind="query.sleep", timeout=0.75)
+def test_timeout_drops_late_replies(grid: ResidentGrid, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    config = ConfigRecord({"gate": str(gate)})
+    replies = exchange(grid, kind="query.wait", config=config, timeout=3.0)
     assert replies.keys() == {1, 2, 3, 4}
-    assert exchange(grid, kind="query.sleep").keys() == {0, 1, 2, 3, 4}
+    gate.touch()
+    replies = exchange(grid, kind="query.wait", config=config)
+    assert replies.keys() == {0, 1, 2, 3, 4}
 
 
 def test_a_killed_actor_costs_one_reply_and_is_replaced(
@@ -151,7 +155,7 @@ def test_a_killed_actor_costs_one_reply_and_is_replaced(
     replies = exchange(grid, arrays, config=ConfigRecord({"kill": 1}))
     assert [p for p, reply in replies.items() if reply.has_error()] == [1]
     reason = replies[1].error.reason or ""
-    assert reason.startswith("ActorDiedError: ")
+    assert reason.startswith("Actor"), reason
     assert replies[1].metadata.src_node_id == grid.node_of(1)
     after = exchange(grid, arrays)
     calls = {p: reply.content["metrics"]["calls"] for p, reply in after.items()}

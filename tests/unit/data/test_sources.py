@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,17 @@ def test_held_out_images_do_not_depend_on_the_seed(dataset: ImageDataset) -> Non
     assert len(other.train) == 100
     third = load_dataset(DataConfig(train_examples=100), seed=8)
     assert not torch.equal(other.train.images, third.train.images)
+
+
+def test_importing_needs_little_more_than_torch() -> None:
+    code = (
+        "import sys, data.sources\n"
+        "print([m for m in ('PIL', 'pyarrow', 'sklearn', 'torchvision') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
 
 
 def test_unknown_source_is_refused() -> None:

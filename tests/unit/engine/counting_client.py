@@ -64,11 +64,16 @@ def process(message: Message, context: Context) -> Message:
     return Message(RecordDict({"process": told}), reply_to=message)
 
 
-@app.query("sleep")
-def sleep(message: Message, context: Context) -> Message:
-    """Keep partition 0's caller waiting."""
-    if context.node_config["partition-id"] == 0:
-        time.sleep(1.5)
+@app.query("wait")
+def wait(message: Message, context: Context) -> Message:
+    """Keep partition 0's caller waiting until there is a file at the path given."""
+    config = message.content["config"]
+    assert isinstance(config, ConfigRecord)
+    deadline = time.monotonic() + 60
+    while context.node_config["partition-id"] == 0 and time.monotonic() < deadline:
+        if Path(str(config["gate"])).exists():
+            break
+        time.sleep(0.02)
     return Message(RecordDict(), reply_to=message)
 
 

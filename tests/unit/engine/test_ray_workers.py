@@ -1,11 +1,22 @@
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 
-from engine.ray_workers import SHARED_FROM_BYTES, _RecordStore, _temp_root
+from core.errors import RunError
+from engine.flwr_seam import run_identity
+from engine.ray_workers import SHARED_FROM_BYTES, RayWorkers, _RecordStore, _temp_root
 
 
 class Puts:
@@ -80,6 +91,27 @@ def test_small_records_travel_as_copies(
     part = _RecordStore().part(record)
     assert part == record and part is not record
     assert puts.count == 0
+
+
+def test_ray_that_does_not_start_is_told_at_the_first_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(**options: object) -> None:
+        raise ConnectionError("no ports left")
+
+    monkeypatch.setattr("engine.ray_workers.ray.init", fail)
+    monkeypatch.setattr("engine.ray_workers._temp_root", lambda: tmp_path)
+    workers = RayWorkers("client.app:app", num_workers=1)
+    with run_identity(7):
+        message = Message(RecordDict(), 2, "train")
+    try:
+        with pytest.raises(RunError, match=r"no ports left.*engine\.kind=in-process"):
+            workers.submit(message, Context(7, 2, {}, RecordDict(), {}))
+        assert len(list(tmp_path.iterdir())) == 1
+    finally:
+        workers.close()
+    workers.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("root", ["/tmp", "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T"])

@@ -1,4 +1,6 @@
 import math
+import os
+import signal
 import subprocess
 import sys
 
@@ -134,7 +136,7 @@ def test_flowers_own_fedavg_runs() -> None:
             num_rounds=2,
         )
         found.append(result.arrays["w"].numpy().tolist())
-        assert result.train_metrics_clientapp[2]["calls"] == 2
+        assert result.train_metrics_clientapp[2]["calls"] == pytest.approx(2)
 
     run_in_process(server_app, {"factor": 2.0})
     assert found == [pytest.approx([4.0, 16.0])]
@@ -181,6 +183,38 @@ def test_the_servers_exception_comes_out_unchanged_and_a_run_can_follow(
         assert raised.value is error
 
 
+def test_sigterm_ends_a_run_like_an_exception() -> None:
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as raised:
+            run_in_process(server_app, {})
+        assert raised.value.code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_of_sigterm_that_is_there_stays() -> None:
+    server_app, seen = ServerApp(), []
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        run_in_process(server_app, {})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
+
+
 def test_a_simulation_within_a_simulation_is_refused() -> None:
     outer, inner = ServerApp(), ServerApp()
 
@@ -219,7 +253,7 @@ def test_ray_asked_for_and_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def test_in_process_clients_need_no_ray() -> None:
+def test_in_process_clients_need_no_ray(pytestconfig: pytest.Config) -> None:
     """Run in a fresh interpreter, in which Ray cannot be imported."""
     script = f"""
 import sys
@@ -233,6 +267,10 @@ simulate(app, {CLIENT!r}, run_config={{}}, num_partitions=3,
          config=EngineConfig(kind="in-process"))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "3\n", done.stderr

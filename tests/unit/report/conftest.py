@@ -83,16 +83,16 @@ def _pool(side: int, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     """Stand-ins for training images: digits at 8 x 8, coloured blobs at any other size."""
     if side == 8:
         pixels = load_digits().images[: len(labels)]
-        return (pixels[:, None] * 255 / 16).round().astype(np.uint8)
+        return np.asarray(pixels[:, None] * 255 / 16).round().astype(np.uint8)
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:side, 0:side] / side
-    images = []
-    for label in labels:
+    images = np.empty((len(labels), 3, side, side))
+    for image, label in zip(images, labels, strict=True):
         cx, cy, width = rng.uniform(0.3, 0.7, 3)
         blob = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (0.15 * width))
         hue = 0.5 + 0.5 * np.cos(2 * np.pi * (label / NUM_CLASSES + np.arange(3) / 3))
-        images.append(60 + 180 * hue[:, None, None] * blob + rng.normal(0, 6, (3, side, side)))
-    return np.clip(images, 0, 255).astype(np.uint8)
+        image[:] = 60 + 180 * hue[:, None, None] * blob + rng.normal(0, 6, image.shape)
+    return images.clip(0, 255).astype(np.uint8)
 
 
 def _write_tesserae(
@@ -216,27 +216,28 @@ def write_run(
     elapsed = 0.0
     shift = rng.normal(0, 0.012)
     shares = partition.class_counts / np.maximum(partition.class_counts.sum(1, keepdims=True), 1)
-    for round in range((rounds if done is None else done) + 1):
-        level = 0.1 + (accuracy + shift - 0.1) * (1 - np.exp(-round / pace))
+    for number in range((rounds if done is None else done) + 1):
+        level = 0.1 + (accuracy + shift - 0.1) * (1 - np.exp(-number / pace))
         level = float(np.clip(level + rng.normal(0, 0.008), 0.05, 0.99))
         test = _evaluation(level, rng, 36, num_classes)
-        seconds = dict(zip(("client_sum", "client_max", "server", "evaluation", "wall"),
-                           rng.uniform(0.8, 1.2, 5) * [9, 1.4, 0.8, 0.1, 5.5], strict=True))  # fmt: skip
-        elapsed += seconds["wall"] if round else 0.2
+        parts = ("client_sum", "client_max", "server", "evaluation", "wall")
+        spent = rng.uniform(0.8, 1.2, 5) * [9, 1.4, 0.8, 0.1, 5.5]
+        seconds = dict(zip(parts, spent.tolist(), strict=True))
+        elapsed += seconds["wall"] if number else 0.2
         records = [
             ClientRecord(
                 partition_id=client,
                 bytes_down=1_280_000 if sent != "raw" else 40,
-                bytes_up=0 if (client_failures or {}).get((round, client)) else client_bytes,
-                failure=(client_failures or {}).get((round, client)),
+                bytes_up=0 if (client_failures or {}).get((number, client)) else client_bytes,
+                failure=(client_failures or {}).get((number, client)),
                 metrics={"num_examples": float(len(partition.clients[client]))},
             )
-            for client in range(clients if round and strategy != "centralized" else 0)
+            for client in range(clients if number and strategy != "centralized" else 0)
         ]
         expected = shares @ np.array(test.per_class_accuracy, dtype=float)
         folder.append_round(
             RoundRecord(
-                round=round,
+                round=number,
                 validation=_evaluation(level, rng, 12, num_classes),
                 test=test,
                 client_accuracy=expected.tolist(),
@@ -248,9 +249,9 @@ def write_run(
                 seconds={**seconds, "elapsed": elapsed},
             )
         )
-        if round and sent != "none":
+        if number and sent != "none":
             _write_tesserae(
-                folder, round, partition, images, labels, images_per_class, sent == "raw"
+                folder, number, partition, images, labels, images_per_class, sent == "raw"
             )
     return folder.path
 
@@ -263,3 +264,17 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return write_run(tmp_path / "runs", *arguments, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def five_methods(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Complete runs of five methods with three seeds each; not to be changed."""
+    root = tmp_path_factory.mktemp("runs")
+    names = ("feddm", "fedavg", "real-images", "local", "centralized")
+    return [write_run(root, name, seed, rounds=4) for name in names for seed in range(3)]
+
+
+@pytest.fixture(scope="session")
+def three_methods(five_methods: list[Path]) -> list[Path]:
+    """Those of them that are no reference lines."""
+    return five_methods[:9]

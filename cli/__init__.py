@@ -1,0 +1,1 @@
+"""The command ``tessera``, and the Python API behind it."""

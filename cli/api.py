@@ -1,0 +1,146 @@
+"""Tessera from Python: the same keys, the same records, for scripts and notebooks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cli.progress import shown_progress
+from core.config import RunConfig
+from experiments import plan as planning
+from experiments import run as running
+from experiments import suite as suites
+from experiments.plan import Plan
+from experiments.settings import flat_settings
+from experiments.suite import SuiteResult
+from report import loading, methods, tables
+from report.html import write_report
+from report.loading import LoadedRun
+from strategies.table import parse_config
+
+Runs = LoadedRun | str | Path | Sequence[LoadedRun | str | Path] | SuiteResult
+
+
+def config(settings: Mapping[str, object] | None = None, /, **keys: object) -> RunConfig:
+    """Check settings and fill in the defaults of all others.
+
+    Args:
+        settings: Keys as on the command line, flat or nested.
+        **keys: More of them; an underscore stands for a dash.
+
+    Raises:
+        ConfigError: Every problem there is.
+
+    >>> config({"strategy": "fedavg", "train.learning-rate": 0.1}, rounds=3).train.learning_rate
+    0.1
+    >>> config(strategy="fedavg", train={"learning_rate": 0.1}).rounds
+    10
+    """
+    dashed = {key.replace("_", "-"): value for key, value in flat_settings(keys).items()}
+    return parse_config(flat_settings({**(settings or {}), **dashed}))
+
+
+def run(settings: Mapping[str, object] | None = None, /, **keys: object) -> LoadedRun:
+    """Run one federation on this machine and load what it recorded.
+
+    ``run({"strategy": "fedavg", "train.learning-rate": 0.1}, rounds=3)``. Arguments and problems
+    are those of `config`; progress goes to the standard output.
+
+    Raises:
+        ConfigError: Bad settings; nothing was started or written.
+        DataError: Missing or unfit data; likewise.
+        RunError: The run could not go on; its folder says how far it came.
+        RecordError: The run folder is there already or cannot be made.
+    """
+    with shown_progress(sys.stdout) as progress:
+        folder = running.run(config(settings, **keys), progress)
+    return loading.load_run(folder)
+
+
+def plan(settings: Mapping[str, object] | None = None, /, **keys: object) -> Plan:
+    """What `run` would do, with every byte it would send; starts and writes nothing.
+
+    >>> plan(strategy="centralized", rounds=1).predicted.total_up
+    0
+    """
+    return planning.plan(config(settings, **keys))
+
+
+def compare(suite: str | Path | Mapping[str, object]) -> SuiteResult:
+    """Run what is left of a suite (methods x settings x seeds) and report on all of it.
+
+    Args:
+        suite: A TOML file, or its content as a mapping with a ``name``; the form is told in
+            `experiments.suite`.
+
+    Returns:
+        Complete runs, failures and the path of the report. A run that fails stops no other.
+
+    Raises:
+        TesseraError: All problems of all runs; nothing was started.
+    """
+    parsed = (
+        suites.parse_suite(suite) if isinstance(suite, Mapping) else suites.read_suite(Path(suite))
+    )
+    with shown_progress(sys.stdout) as progress:
+        return suites.run_suite(
+            parsed, progress, lambda number, run, state: print(run_line(parsed, number, run, state))
+        )
+
+
+def run_line(suite: suites.Suite, number: int, run: suites.SuiteRun, state: suites.State) -> str:
+    """One line that says which run of a suite comes, and why."""
+    why = {
+        "done": " is done already",
+        "todo": "",
+        "incomplete": " again; what was incomplete is moved aside",
+        "outdated": " again; what was run under another configuration is moved aside",
+    }
+    return f"run {number}/{len(suite.runs)} {run.title}{why[state]}"
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """Load a run folder, as far as the run came.
+
+    Raises:
+        RecordError: It is no run folder, or one of its files is damaged; names the file.
+    """
+    return loading.load_run(Path(path))
+
+
+def report(runs: Runs, out: str | Path) -> Path:
+    """Write one self-contained HTML report on runs and return its path.
+
+    Args:
+        runs: Loaded runs, run folders or folders of run folders; one or many; or a suite's result.
+        out: The HTML file.
+
+    Raises:
+        RecordError: There is no run, one is damaged, or `out` cannot be written.
+    """
+    return write_report([run.folder.path for run in _load_all(runs)], Path(out))
+
+
+def table(runs: Runs, width: int = 80) -> str:
+    """The results of runs as a text table: mean and standard deviation over seeds.
+
+    Args:
+        runs: As for `report`.
+        width: Columns to fill.
+    """
+    return tables.to_text(tables.result_rows(methods.compare(_load_all(runs)).methods), width)
+
+
+def _load_all(runs: Runs) -> list[LoadedRun]:
+    if isinstance(runs, SuiteResult):
+        return [loaded for _, loaded in runs.runs]
+    items = [runs] if isinstance(runs, LoadedRun | str | Path) else runs
+    loaded: dict[Path, LoadedRun] = {}
+    for item in items:
+        if isinstance(item, LoadedRun):
+            loaded.setdefault(item.folder.path, item)
+        else:
+            for folder in suites.run_folders(Path(item).expanduser().resolve()):
+                loaded.setdefault(folder, loading.load_run(folder))
+    return list(loaded.values())

@@ -1,0 +1,65 @@
+"""Every configuration key for ``tessera run --help``, made from the keys themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import Any, cast, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from core.config import Key, RunConfig
+
+_TYPES = {bool: "true/false", int: "int", float: "float", str: "text"}
+
+
+class KeyCommand(TyperCommand):
+    """A command whose help ends with every key, by section."""
+
+    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Write the keys, then the epilog."""
+        for title, rows in key_sections():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+        super().format_epilog(ctx, formatter)
+
+
+def key_sections() -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Sections in the order of the configuration: title, and (key, description) rows."""
+    from strategies.table import STRATEGIES, config_keys  # imports torch
+
+    sections: dict[str, list[Key]] = {}
+    for key in config_keys():
+        sections.setdefault(key.name.rpartition(".")[0], []).append(key)
+    kinds: dict[str, type] = {
+        field.name: cast(type, get_type_hints(RunConfig)[field.name])
+        for field in dataclasses.fields(RunConfig)
+        if field.name in sections
+    }
+    readers: dict[str, list[str]] = {}
+    for strategy in STRATEGIES.values():
+        for name, kind in strategy.sections.items():
+            kinds[name] = kind
+            readers.setdefault(name, []).append(strategy.name)
+    for name, keys in sections.items():
+        title = "Keys of the run"
+        if name:
+            title = f"{name}: {first_line(kinds[name])}"
+        if name in readers:
+            title += f" Read by {', '.join(readers[name])}."
+        yield title.rstrip("."), [(key.name, describe(key)) for key in keys]
+
+
+def first_line(kind: type) -> str:
+    """The first line of a class's docstring."""
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
+
+
+def describe(key: Key) -> str:
+    """Meaning, rule, type and default of one key."""
+    default = str(key.default).lower() if key.type is bool else key.default
+    if default == "":
+        default = "empty"
+    return f"{key.rule.meaning}; {key.rule.text} [{_TYPES[key.type]}, default {default}]"

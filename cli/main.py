@@ -1,0 +1,431 @@
+"""``tessera``: run, compare, report, doctor.
+
+A command says what it found as an `Outcome`; how it is printed, and which exit code an error ends
+with, is settled here once for all of them. Commands import what they need themselves, so that
+``tessera --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from cli.keys import KeyCommand
+from core.errors import (
+    ConfigError,
+    DataError,
+    Problem,
+    RecordError,
+    RunError,
+    TesseraError,
+)
+
+if TYPE_CHECKING:
+    from core.config import RunConfig
+    from report.loading import LoadedRun
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "ok",
+    TesseraError.exit_code: "unexpected failure, or doctor found something required missing",
+    ConfigError.exit_code: "bad configuration or usage",
+    DataError.exit_code: "data missing or unfit",
+    RunError.exit_code: "a run failed",
+    RecordError.exit_code: "run folder missing, damaged or in the way",
+    130: "interrupted",
+}
+"""What each exit code means."""
+
+INTERRUPTED = 130
+
+_KINDS: Mapping[type[TesseraError], str] = {
+    ConfigError: "config",
+    DataError: "data",
+    RunError: "run",
+    RecordError: "records",
+}
+_EPILOG = "\b\nExit codes:\n" + "\n".join(
+    f"  {code:>3}  {what}" for code, what in EXIT_CODES.items()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command came to.
+
+    Attributes:
+        text: For readers.
+        value: The same for programs, printed instead under ``--json``.
+        exit_code: One of `EXIT_CODES`.
+    """
+
+    text: str
+    value: Mapping[str, Any]
+    exit_code: int = 0
+
+
+class _Commands(TyperGroup):
+    """The group of commands, with one place where they print and fail."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run one command line and exit."""
+        words = list(sys.argv[1:] if args is None else args)
+        sys.exit(_exit_code(self, words))
+
+
+def _exit_code(group: click.Group, words: list[str]) -> int:
+    """Run a command, print its outcome or error, and return the code to exit with."""
+    as_json = "--json" in words
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    try:
+        try:
+            with aside, group.make_context("tessera", words) as context:
+                outcome: Outcome = group.invoke(context)
+            print(json.dumps(outcome.value) if as_json else outcome.text, end="\n" * as_json)
+            code = outcome.exit_code
+        except click.exceptions.Exit as end:  # --help and --version have printed already
+            code = end.exit_code
+        except BrokenPipeError:
+            raise
+        except click.ClickException as error:
+            error.show()
+            code = _failed(as_json, error.exit_code, "usage", error.format_message())
+        except KeyboardInterrupt:
+            print("tessera: interrupted", file=sys.stderr)
+            code = _failed(as_json, INTERRUPTED, "interrupted", "interrupted")
+        except TesseraError as error:
+            print(f"tessera: {error}", file=sys.stderr)
+            kind = next((k for t, k in _KINDS.items() if isinstance(error, t)), "unexpected")
+            problems = error.problems if isinstance(error, ConfigError) else ()
+            code = _failed(as_json, error.exit_code, kind, str(error), problems)
+        except Exception as error:
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error}"
+            code = _failed(as_json, TesseraError.exit_code, "unexpected", text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has gone; without this, Python complains again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return TesseraError.exit_code
+    return code
+
+
+def _failed(
+    as_json: bool, code: int, kind: str, message: str, problems: Sequence[Problem] = ()
+) -> int:
+    if as_json:
+        listed = [{"key": p.key, "value": p.value, "rule": p.rule} for p in problems]
+        print(json.dumps({"error": {"kind": kind, "message": message, "problems": listed}}))
+    return code
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Federated learning in which clients can send synthetic images instead of weights.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    suggest_commands=False,  # click does
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check and predict everything; start and write nothing.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, also for an error; nothing else.")
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from cli.project import this_project
+
+        print(f"tessera {this_project().version}")
+        raise typer.Exit
+
+
+@app.callback()
+def tessera(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Options of no command."""
+
+
+@app.command(cls=KeyCommand, epilog=_EPILOG)
+def run(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", hidden=True),
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            help="Write report.html into the run folder, the default.", show_default=False
+        ),
+    ] = True,
+) -> Outcome:
+    """Run one federation on this machine.
+
+    Keys are those listed below, such as: tessera run strategy=fedavg rounds=5
+    """
+    config = _parse(settings or [])
+    if dry_run:
+        from cli import dry_run as dry
+        from experiments.plan import plan
+
+        planned = plan(config)
+        return Outcome(dry.to_text(planned), dry.to_json(planned))
+    from cli.progress import shown_progress
+    from experiments.run import run as run_federation
+    from report.loading import load_run
+
+    with shown_progress(sys.stdout) as progress:
+        folder = run_federation(config, progress)
+    loaded = load_run(folder)
+    page = _write_report([folder], folder / "report.html") if report else None
+    return Outcome(
+        "\n" + _table([loaded]) + _privacy(loaded) + (f"report {page}\n" if page else ""),
+        {**_run_json(loaded), "report": str(page) if page else None},
+    )
+
+
+@app.command(epilog=_EPILOG)
+def compare(
+    suite: Annotated[Path, typer.Argument(metavar="SUITE.toml", hidden=True)],
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> Outcome:
+    """Run a suite of methods x settings x seeds.
+
+    Runs that are complete are not run again; what is incomplete is moved aside, never deleted. One
+    report covers all of them.
+    """
+    from cli.api import run_line
+    from cli.progress import shown_progress
+    from experiments import summary
+    from experiments.suite import read_suite, run_suite
+
+    parsed = read_suite(suite)
+    if dry_run:
+        from cli.suite_text import dry_json, dry_text
+        from experiments.suite import plan_suite
+
+        plans = plan_suite(parsed.runs)
+        return Outcome(dry_text(parsed, plans), dry_json(parsed, plans))
+    with shown_progress(sys.stdout) as progress:
+        result = run_suite(
+            parsed, progress, lambda n, one, state: print(run_line(parsed, n, one, state))
+        )
+    cells = summary.summarise(result)
+    lines = ["", summary.to_text(cells)]
+    for failed, error in result.failures:
+        lines.append(f"run {failed.title} failed: {type(error).__name__}: {error}")
+        if not isinstance(error, TesseraError):
+            traceback.print_exception(error)
+    lines += [f"runs in {parsed.folder}"]
+    lines += [f"report {result.report}"] if result.report else []
+    return Outcome(
+        "\n".join(lines) + "\n",
+        {
+            "suite": parsed.name,
+            "folder": str(parsed.folder),
+            "summary": summary.to_json(cells),
+            "runs": [_run_json(loaded) for _, loaded in result.runs],
+            "failures": [
+                {"run": failed.config.name, "error": f"{type(error).__name__}: {error}"}
+                for failed, error in result.failures
+            ],
+            "report": str(result.report) if result.report else None,
+        },
+        RunError.exit_code if result.failures else 0,
+    )
+
+
+@app.command(epilog=_EPILOG)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="The HTML file; report.html where left out.", show_default=False
+        ),
+    ] = Path("report.html"),
+    as_json: Json = False,
+) -> Outcome:
+    """Write the HTML report on runs.
+
+    Each RUN is a run folder or a folder of them. The table of results is printed too.
+    """
+    from experiments.suite import run_folders
+    from report.loading import load_runs
+
+    folders = [folder for path in runs for folder in run_folders(path.expanduser().resolve())]
+    loaded = load_runs(folders)
+    page = _write_report(folders, out)
+    return Outcome(
+        f"{_table(loaded)}report {page}\n",
+        {"report": str(page), "methods": _methods_json(loaded)},
+    )
+
+
+@app.command(epilog=_EPILOG)
+def doctor(
+    data_root: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Where data sets are looked for; .data.", show_default=False
+        ),
+    ] = Path(".data"),
+    runs: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Where run folders would be made; .runs.", show_default=False
+        ),
+    ] = Path(".runs"),
+    ray: Annotated[bool, typer.Option("--ray", help="Also start Ray and run one client.")] = False,
+    as_json: Json = False,
+) -> Outcome:
+    """Tell what this machine lacks.
+
+    Looks at Python, packages, GPU, memory, disk and data, and says what to do. What only some runs
+    need is a note; what every run needs and is not there makes the exit code 1.
+    """
+    import dataclasses
+
+    from cli.doctor import checks, to_text
+
+    found = list(checks(data_root, runs, start_ray=ray))
+    failed = any(check.state == "failed" for check in found)
+    return Outcome(
+        to_text(found),
+        {"ok": not failed, "checks": [dataclasses.asdict(check) for check in found]},
+        TesseraError.exit_code if failed else 0,
+    )
+
+
+def _parse(words: list[str]) -> RunConfig:
+    """Parse ``key=value`` words; raises every problem of form and of content at once."""
+    from core.config import parse_assignments
+    from strategies.table import parse_config
+
+    problems: list[Problem] = []
+    try:
+        flat: Mapping[str, str] = parse_assignments(words)
+    except ConfigError as error:
+        problems += error.problems
+        flat = dict(word.split("=", 1) for word in words if "=" in word[1:])
+    try:
+        config = parse_config(flat)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _write_report(folders: Sequence[Path], out: Path) -> Path:
+    from report.html import write_report
+
+    return write_report(folders, out)
+
+
+def _table(runs: Sequence[LoadedRun]) -> str:
+    from report.methods import compare as group
+    from report.tables import result_rows, to_text
+
+    width = shutil.get_terminal_size((80, 24)).columns
+    return to_text(result_rows(group(runs).methods), width) + "\n"
+
+
+def _privacy(run: LoadedRun) -> str:
+    return f"privacy {run.privacy.text}\n" if run.privacy else ""
+
+
+def _run_json(run: LoadedRun) -> dict[str, Any]:
+    """The figures of one run."""
+    final = run.final
+    figures = {
+        split: {"accuracy": e.accuracy, "macro_f1": e.macro_f1, "loss": e.loss}
+        for split in ("validation", "test")
+        if final is not None and (e := getattr(final, split)) is not None
+    }
+    return {
+        "folder": str(run.folder.path),
+        "name": run.name,
+        "status": run.status,
+        "strategy": run.strategy,
+        "seed": run.seed,
+        "rounds": run.rounds_done,
+        "validation": figures.get("validation"),
+        "test": figures.get("test"),
+        "worst_client_accuracy": final.worst_client_accuracy if final else None,
+        "bytes_up": sum(record.bytes_up for record in run.rounds),
+        "bytes_down": sum(record.bytes_down for record in run.rounds),
+        "client_s": sum(record.seconds["client_sum"] for record in run.rounds),
+        "server_s": sum(record.seconds["server"] for record in run.rounds),
+        "elapsed_s": run.rounds[-1].seconds["elapsed"] if run.rounds else 0.0,
+        "privacy": run.privacy.text if run.privacy else None,
+    }
+
+
+def _methods_json(runs: Sequence[LoadedRun]) -> list[dict[str, Any]]:
+    """The table's rows; a figure is ``{"mean", "std"}``, or null where there is none."""
+    import dataclasses
+
+    from report.methods import compare as group
+    from report.tables import Statistic, result_rows
+
+    rows = []
+    for row in result_rows(group(runs).methods):
+        figures = {
+            field.name: dataclasses.asdict(value) if value is not None else None
+            for field in dataclasses.fields(row)
+            if isinstance(value := getattr(row, field.name), Statistic) or value is None
+        }
+        rows.append(
+            {
+                "method": row.method.label,
+                "seeds": list(row.method.seeds),
+                "rounds": list(row.rounds),
+                "sends_raw_images": row.method.sends_raw_images,
+                **figures,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from report import figures
+from report.loading import load_runs
+from report.methods import Method, compare
+
+MakeRun = Callable[..., Path]
+
+
+def methods_of(paths: list[Path]) -> tuple[Method, ...]:
+    return compare(load_runs(paths)).methods
+
+
+def lines(figure: figures.Figure) -> dict[str, dict[str, Any]]:
+    return {trace["name"]: trace for trace in figure["data"] if "name" in trace}
+
+
+@pytest.fixture
+def methods(five_methods: list[Path]) -> tuple[Method, ...]:
+    return methods_of(five_methods)
+
+
+def every_figure(methods: tuple[Method, ...]) -> list[figures.Figure]:
+    found = [
+        figures.accuracy_by_round(methods),
+        figures.accuracy_by_bytes(methods),
+        figures.accuracy_by_time(methods),
+        figures.client_accuracy(methods),
+    ]
+    for method in methods:
+        run = method.runs[0]
+        confusion = figures.confusion(method, run.class_names)
+        assert confusion is not None and run.partition is not None
+        found += [confusion, figures.partition_counts(run.partition, run.class_names)]
+    return found
+
+
+def test_plotly_accepts_every_figure(methods: tuple[Method, ...]) -> None:
+    for figure in every_figure(methods):
+        assert len(go.Figure(figure).data) == len(figure["data"]) > 0
+        json.dumps(figure, allow_nan=False)
+
+
+def test_a_curve_is_the_mean_of_its_seeds(methods: tuple[Method, ...]) -> None:
+    method = methods[0]
+    curve = figures.curve(method)
+    accuracy = np.array(
+        [[record.test.accuracy for record in run.rounds if record.test] for run in method.runs]
+    )
+    sent = np.array([[record.bytes_up for record in run.rounds] for run in method.runs])
+    elapsed = np.array([[r.seconds["elapsed"] for r in run.rounds] for run in method.runs])
+    assert curve.rounds == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(curve.accuracy, accuracy.mean(axis=0))
+    np.testing.assert_allclose(curve.lowest, accuracy.min(axis=0))
+    np.testing.assert_allclose(curve.highest, accuracy.max(axis=0))
+    np.testing.assert_allclose(curve.bytes_up, sent.cumsum(axis=1).mean(axis=0))
+    np.testing.assert_allclose(curve.elapsed_s, elapsed.mean(axis=0))
+
+
+def test_a_curve_keeps_to_rounds_that_every_seed_evaluated(make_run: MakeRun) -> None:
+    paths = [make_run("feddm", s, rounds=9, done=d, status="running") for s, d in ((0, 5), (1, 3))]
+    (method,) = methods_of(paths)
+    assert figures.curve(method).rounds == [0, 1, 2, 3]
+
+
+def test_a_curve_before_any_evaluation_is_empty(make_run: MakeRun) -> None:
+    path = make_run(status="running", done=0)
+    (path / "rounds.jsonl").unlink()
+    methods = methods_of([path])
+    assert figures.curve(methods[0]).rounds == []
+    assert figures.confusion(methods[0], ()) is None
+    for figure in (
+        figures.accuracy_by_round(methods),
+        figures.accuracy_by_bytes(methods),
+        figures.accuracy_by_time(methods),
+        figures.client_accuracy(methods),
+    ):
+        assert figure["data"] == []
+        go.Figure(figure)
+
+
+def test_every_line_shows_the_percentages_of_its_curve(methods: tuple[Method, ...]) -> None:
+    drawn = lines(figures.accuracy_by_round(methods))
+    assert list(drawn) == [method.label for method in methods]
+    for method in methods:
+        curve = figures.curve(method)
+        assert drawn[method.label]["x"] == curve.rounds
+        np.testing.assert_allclose(drawn[method.label]["y"], np.array(curve.accuracy) * 100)
+
+
+def test_several_seeds_have_a_band_and_one_has_none(make_run: MakeRun) -> None:
+    several = methods_of([make_run("feddm", seed, rounds=3) for seed in (0, 1)])
+    band, line = figures.accuracy_by_round(several)["data"]
+    curve = figures.curve(several[0])
+    np.testing.assert_allclose(band["y"][:4], np.array(curve.highest) * 100)
+    np.testing.assert_allclose(band["y"][4:], np.array(curve.lowest[::-1]) * 100)
+    assert line["x"] == [0, 1, 2, 3]
+    one = methods_of([make_run("feddm", 5, rounds=3)])
+    assert len(figures.accuracy_by_round(one)["data"]) == 1
+
+
+def test_a_method_has_one_colour_in_all_plots(methods: tuple[Method, ...]) -> None:
+    by_round, by_bytes, by_time = (
+        {name: trace["line"]["color"] for name, trace in lines(figure).items()}
+        for figure in (
+            figures.accuracy_by_round(methods),
+            figures.accuracy_by_bytes(methods),
+            figures.accuracy_by_time(methods),
+        )
+    )
+    assert len(set(by_round.values())) == len(methods)
+    assert by_time == by_round
+    assert by_bytes.items() <= by_round.items()
+    assert {"local", "centralized"} == by_round.keys() - by_bytes.keys()
+    dots = figures.client_accuracy(methods)["data"][::2]
+    assert [trace["marker"]["color"] for trace in dots] == list(by_round.values())
+
+
+def test_raw_images_are_dashed_and_say_that_they_are_not_private(
+    methods: tuple[Method, ...],
+) -> None:
+    for name, trace in lines(figures.accuracy_by_round(methods)).items():
+        raw = name == "real-images (not private)"
+        assert (trace["line"]["dash"] == "dash") == raw
+        assert ("not private" in trace["customdata"][0][0]) == raw
+
+
+def test_methods_that_upload_nothing_are_horizontal_lines(methods: tuple[Method, ...]) -> None:
+    layout = figures.accuracy_by_bytes(methods)["layout"]
+    levels = [100 * figures.curve(method).accuracy[-1] for method in methods[3:]]
+    assert [shape["y0"] for shape in layout["shapes"]] == levels
+    assert [shape["y1"] for shape in layout["shapes"]] == levels
+    texts = [annotation["text"] for annotation in layout["annotations"]]
+    assert [text.split()[0] for text in texts] == ["local", "centralized"]
+
+
+def test_bytes_are_logarithmic_only_where_totals_lie_far_apart(
+    methods: tuple[Method, ...], make_run: MakeRun
+) -> None:
+    far = figures.accuracy_by_bytes(methods)
+    assert far["layout"]["xaxis"]["type"] == "log"
+    near = methods_of([make_run("fedavg", 7), make_run("fedprox", 7)])
+    assert figures.accuracy_by_bytes(near)["layout"]["xaxis"]["type"] == "linear"
+    for trace in lines(far).values():
+        assert min(trace["x"]) > 0
+    ticks = far["layout"]["xaxis"]
+    assert len(ticks["tickvals"]) == len(ticks["ticktext"])
+    assert dict(zip(ticks["tickvals"], ticks["ticktext"], strict=True))[100_000] == "100 kB"
+
+
+def test_the_worst_client_of_each_seed_is_ringed(methods: tuple[Method, ...]) -> None:
+    rings = figures.client_accuracy(methods)["data"][1::2]
+    for method, ring in zip(methods, rings, strict=True):
+        finals = [run.final for run in method.runs if run.final]
+        assert ring["x"] == [100 * (final.worst_client_accuracy or 0) for final in finals]
+        for (client, seed), final in zip(ring["customdata"], finals, strict=True):
+            assert final.client_accuracy is not None
+            assert client == int(np.argmin(final.client_accuracy))
+            assert seed in method.seeds
+
+
+def test_confusion_counts_are_summed_over_seeds(methods: tuple[Method, ...]) -> None:
+    method = methods[1]
+    figure = figures.confusion(method, method.runs[0].class_names)
+    assert figure is not None
+    counts = np.sum([r.final.test.confusion for r in method.runs if r.final and r.final.test], 0)
+    trace = figure["data"][0]
+    np.testing.assert_array_equal(
+        [[cell[2] for cell in row] for row in trace["customdata"]], counts
+    )
+    np.testing.assert_allclose(trace["z"], counts / counts.sum(axis=1, keepdims=True))
+    assert trace["text"][3][3] == f"{100 * counts[3, 3] / counts[3].sum():.0f}"
+
+
+def test_a_class_without_test_images_is_blank(make_run: MakeRun) -> None:
+    path = make_run(rounds=1)
+    text = (path / "rounds.jsonl").read_text().splitlines()
+    record = json.loads(text[-1])
+    record["test"]["confusion"][4] = [0] * 10
+    record["test"]["per_class_accuracy"][4] = None
+    (path / "rounds.jsonl").write_text("\n".join([*text[:-1], json.dumps(record)]) + "\n")
+    (method,) = methods_of([path])
+    figure = figures.confusion(method, method.runs[0].class_names)
+    assert figure is not None
+    assert figure["data"][0]["z"][4] == [None] * 10
+    assert figure["data"][0]["text"][4] == [""] * 10
+
+
+def test_the_partition_shows_the_counts(methods: tuple[Method, ...]) -> None:
+    run = methods[0].runs[1]
+    assert run.partition is not None
+    trace = figures.partition_counts(run.partition, run.class_names)["data"][0]
+    np.testing.assert_array_equal(trace["z"], run.partition.class_counts)
+
+
+def test_many_classes_and_clients_go_without_text(make_run: MakeRun) -> None:
+    names = [f"class {label}" for label in range(100)]
+    (method,) = methods_of([make_run("fedavg", rounds=1, clients=60, class_names=names)])
+    run = method.runs[0]
+    assert run.partition is not None
+    for figure in (
+        figures.partition_counts(run.partition, names),
+        figures.confusion(method, names),
+    ):
+        assert figure is not None
+        go.Figure(figure)
+        assert "text" not in figure["data"][0]
+        assert len(figure["layout"]["xaxis"]["tickvals"]) <= 20
+
+
+def test_what_plotly_would_read_as_html_is_escaped(make_run: MakeRun) -> None:
+    names = ["<a href='https://example.org'>cat</a>", "<script>dog</script>"]
+    methods = methods_of([make_run("<b>mine.py:X", name="x", rounds=2, class_names=names)])
+    for figure in every_figure(methods):
+        text = json.dumps(figure)
+        for tag in ("<a ", "<script", "<b>mine"):
+            assert tag not in text
+
+
+def test_styles_stay_apart_beyond_the_palette(methods: tuple[Method, ...]) -> None:
+    styles = {figures.style_of(index, methods[0]) for index in range(40)}
+    assert len(styles) == 40

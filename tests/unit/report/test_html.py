@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+from core.errors import RecordError
+from report.html import write_report
+from report.loading import load_runs
+from report.methods import compare
+from report.tables import result_rows, to_csv, to_markdown
+
+MakeRun = Callable[..., Path]
+
+VOID = {"meta", "link", "input", "path", "br"}
+
+
+class Page(HTMLParser):
+    """What a page is made of; fails on tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[str | None, str]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs).get("type"), ""))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+        self.text += " " if tag in {"th", "td"} else ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = (kind, text + data)
+        elif self.open and self.open[-1] != "style":
+            self.text += data
+
+    @property
+    def prose(self) -> str:
+        return " ".join(self.text.split())
+
+
+def report(paths: list[Path], tmp_path: Path) -> str:
+    return write_report(paths, tmp_path / "report.html").read_text()
+
+
+def test_the_page_holds_every_part_in_order(three_methods: list[Path], tmp_path: Path) -> None:
+    page = Page(report(three_methods, tmp_path))
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert sections == [
+        "results", "curves", "classes", "clients", "partition", "images", "privacy", "reproduce",
+        "environment",
+    ]  # fmt: skip
+    for path in three_methods:
+        assert json.loads((path / "run.json").read_text())["command"] in page.prose
+    assert "none: the images are not private" in page.prose
+    assert "1f02fa7c0ffee" in page.prose
+    assert "earlier attempts refused" in page.prose
+
+
+def test_the_table_and_its_exports_are_the_records(
+    three_methods: list[Path], tmp_path: Path
+) -> None:
+    page = Page(report(three_methods, tmp_path))
+    rows = result_rows(compare(load_runs(three_methods)).methods)
+    (exports,) = (json.loads(text) for _, text in page.scripts if text.startswith('{"csv"'))
+    assert exports == {"markdown": to_markdown(rows), "csv": to_csv(rows)}
+    for row in rows:
+        assert row.test_accuracy is not None and row.test_accuracy.std is not None
+        mean, std = 100 * row.test_accuracy.mean, 100 * row.test_accuracy.std
+        assert f"{mean:.2f} ± {std:.2f}" in page.prose
+
+
+def test_nothing_is_fetched_from_anywhere(three_methods: list[Path], tmp_path: Path) -> None:
+    text = report(three_methods, tmp_path)
+    assert text.count(get_plotlyjs()) == 1
+    own = text.replace(get_plotlyjs(), "")
+    assert re.findall(r"(?i)\b(?:https?|wss?|ftp):|[\"'(=]\s*//", own) == []
+    assert "@import" not in own
+    assert set(re.findall(r"url\((.{5})", own)) == {"data:"}
+    page = Page(own)
+    for tag, attrs in page.tags:
+        assert not attrs.keys() & {"src", "srcset", "action", "data", "poster"}, tag
+        assert re.match(r"#|data:,", attrs.get("href") or "#"), tag
+        assert tag not in {"iframe", "object", "embed", "form", "base"}
+
+
+def test_the_policy_allows_the_two_scripts_and_no_address(
+    three_methods: list[Path], tmp_path: Path
+) -> None:
+    page = Page(report(three_methods, tmp_path))
+    (policy,) = (
+        attrs["content"] or ""
+        for tag, attrs in page.tags
+        if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
+    runnable = [text for kind, text in page.scripts if kind is None]
+    assert len(runnable) == 2
+    for script in runnable:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; ")
+    assert "'unsafe-inline'" not in policy.split("style-src")[0]
+    assert "http" not in policy
+
+
+def test_hostile_names_are_shown_and_not_obeyed(make_run: MakeRun, tmp_path: Path) -> None:
+    attack = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'"
+    run = make_run(
+        "</style>{{ 7 * 7 }}.py:X",
+        name="<script>alert(0)<&",
+        rounds=2,
+        done=2,
+        status="failed",
+        failure=attack,
+        class_names=[attack, "<script>dog"],
+        client_failures={(1, 3): attack},
+    )
+    (run / "privacy.json").write_text(
+        json.dumps({"guarantee": attack, "images_sent": "raw", "text": attack})
+    )
+    environment = {attack: attack}
+    (run / "environment.json").write_text(json.dumps(environment))
+    text = report([run, make_run("feddm", rounds=1, class_names=[attack, "b"])], tmp_path)
+    page = Page(text)
+    assert "<script>alert" not in text and "<img" not in text
+    assert all(not name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert len([kind for kind, _ in page.scripts if kind is None]) == 2
+    assert [tag for tag, _ in page.tags].count("style") == 1
+    assert attack in page.text
+    assert "<script>alert(0)<&" in page.text
+    assert "{{ 7 * 7 }}.py:X" in page.text
+
+
+def test_raw_images_are_marked_wherever_they_appear(
+    three_methods: list[Path], tmp_path: Path
+) -> None:
+    text = report(three_methods, tmp_path).replace(get_plotlyjs(), "")
+    for path in three_methods:  # folder names, commands and keys repeat the strategy's bare name
+        text = text.replace(path.name, "").replace("strategy=real-images", "")
+    text = re.sub(r"<td>real-images</td>", "", text)
+    text = re.sub(r"<[^>]*>", "", text)
+    assert len(re.findall(r"real[-\u2011]images", text)) > 10
+    assert re.findall(r"real[-\u2011]images(?! \(not private)[^\n]{0,30}", text) == []
+
+
+def test_a_run_in_progress_and_a_failed_one_are_shown(make_run: MakeRun, tmp_path: Path) -> None:
+    empty = make_run("fedprox", rounds=8, done=0, status="running")
+    for name in ("rounds.jsonl", "partition.json", "privacy.json", "environment.json"):
+        (empty / name).unlink()
+    paths = [
+        make_run("feddm", rounds=8, done=3, status="running"),
+        make_run(
+            "fedavg", rounds=8, done=2, status="failed", failure="3 of 10 clients answered",
+            client_failures={(1, 2): "timed out", (1, 5): "timed out", (2, 4): "NaN in images"},
+        ),
+        make_run("local", rounds=8, done=4, status="interrupted"),
+        empty,
+    ]  # fmt: skip
+    page = Page(report(paths, tmp_path))
+    assert "is still running or was cut off; on record up to round 3 of 8." in page.prose
+    assert "failed at round 2 of 8: 3 of 10 clients answered" in page.prose
+    assert "was interrupted at round 4 of 8." in page.prose
+    assert "feddm (unfinished)" in page.prose
+    failures = page.prose.split("Clients whose reply was not counted.")[1]
+    assert "0 1 2, 5 timed out" in failures
+    assert "0 2 4 NaN in images" in failures
+    assert "No statement is on record" in page.prose
+
+
+def test_only_an_empty_run(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run(rounds=5, done=0, status="running")
+    (path / "rounds.jsonl").unlink()
+    page = Page(report([path], tmp_path))
+    assert "No round has been evaluated yet." in page.prose
+    (path / "partition.json").unlink()
+    ahead = make_run(seed=1, rounds=5, done=2, status="running")
+    assert 'id="plot-confusion-0"' in report([path, ahead], tmp_path)
+    assert "classes" not in [attrs.get("id") for _, attrs in page.tags]
+
+
+def test_there_is_no_section_of_failures_without_any(
+    three_methods: list[Path], tmp_path: Path
+) -> None:
+    assert 'id="failures"' not in report(three_methods, tmp_path)
+
+
+def test_what_is_left_out_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    paths = [
+        make_run("feddm", name="old", rounds=1),
+        make_run("feddm", name="new", rounds=1, started="2026-05-01T00:00:00+00:00"),
+        make_run("fedavg", rounds=1, settings={"partition.alpha": 5.0}),
+    ]
+    page = Page(report(paths, tmp_path))
+    assert "old is left out: new has the same settings and seed and is newer." in page.prose
+    assert "The methods differ in partition.alpha" in page.prose
+
+
+def test_many_methods_are_summed_up(make_run: MakeRun, tmp_path: Path) -> None:
+    paths = [make_run("fedavg", rounds=1, name=f"r{n}", settings={"train.learning-rate": n / 10})
+             for n in range(1, 13)]  # fmt: skip
+    page = Page(report(paths, tmp_path))
+    assert "12 methods trained on digits" in page.prose
+    assert "Test accuracy at the last evaluated round lies between" in page.prose
+
+
+def test_every_table_plot_and_image_can_be_read_aloud(
+    three_methods: list[Path], tmp_path: Path
+) -> None:
+    page = Page(report(three_methods, tmp_path))
+    for tag, attrs in page.tags:
+        if tag == "th":
+            assert attrs["scope"] in {"col", "row"}
+        if attrs.get("role") == "img":
+            assert attrs["aria-label"]
+        if tag == "svg":
+            assert attrs["aria-hidden"] == "true"
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = [attrs["href"] or "" for tag, attrs in page.tags if tag == "a"]
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+
+
+def test_every_figure_has_its_place(three_methods: list[Path], tmp_path: Path) -> None:
+    page = Page(report(three_methods, tmp_path))
+    places = {attrs["id"] for _, attrs in page.tags if "plot" in (attrs.get("class") or "").split()}
+    drawn = {attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs}
+    assert drawn == places
+    assert len(drawn) == 3 + 3 + 1 + 3
+
+
+def test_equal_records_give_equal_pages(three_methods: list[Path], tmp_path: Path) -> None:
+    assert report(three_methods, tmp_path) == report(three_methods, tmp_path)
+
+
+def test_a_report_replaces_the_old_one_whole_or_not_at_all(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    path = make_run(rounds=1)
+    out = tmp_path / "deep" / "report.html"
+    assert write_report([path], out) == out.resolve()
+    before = out.read_text()
+    (path / "rounds.jsonl").write_text("{}\n")
+    with pytest.raises(RecordError):
+        write_report([path], out)
+    assert out.read_text() == before
+    assert [file.name for file in out.parent.iterdir()] == ["report.html"]
+
+
+def test_a_folder_is_no_place_to_write_to(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="is a folder"):
+        write_report([make_run(rounds=1)], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot be written"):
+        write_report([make_run("fedavg", rounds=1)], tmp_path / "file" / "report.html")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of ``#rrggbb`` (WCAG 2.2)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_text_and_lines_stand_out_in_light_and_dark(make_run: MakeRun, tmp_path: Path) -> None:
+    text = report([make_run(rounds=1)], tmp_path)
+    schemes = re.findall(r":root \{(.*?)\}", text, re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", scheme))
+        for ground in ("paper", "surface"):
+            for ink in ("ink", "muted", "accent", "warn"):
+                assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+        for ground in ("heat-least", "heat-most"):
+            assert contrast(colours["ink"], colours[ground]) >= 4.5, ground
+        series = [name for name in colours if name.startswith("series-")]
+        assert len(series) == 8
+        for name in series:
+            assert contrast(colours[name], colours["paper"]) >= 4.0, name

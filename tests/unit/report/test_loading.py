@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from core.errors import RecordError
+from core.records import RunFolder
+from report.loading import load_run, load_runs, read_tesserae
+
+MakeRun = Callable[..., Path]
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    value = json.loads(path.read_text())
+    value.update(changes)
+    path.write_text(json.dumps(value))
+
+
+def edit_last_round(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    lines = (path / "rounds.jsonl").read_text().splitlines()
+    record = json.loads(lines[-1])
+    change(record)
+    (path / "rounds.jsonl").write_text("\n".join([*lines[:-1], json.dumps(record)]) + "\n")
+
+
+def test_loads_what_was_written(make_run: MakeRun) -> None:
+    run = load_run(make_run("fedavg", 3, rounds=4))
+    assert (run.strategy, run.seed, run.status, run.rounds_planned) == ("fedavg", 3, "complete", 4)
+    assert [record.round for record in run.rounds] == [0, 1, 2, 3, 4]
+    assert run.final is run.rounds[-1]
+    assert run.class_names == tuple("0123456789")
+    assert run.partition is not None and run.partition.class_counts.shape == (10, 10)
+    assert run.environment["cpu.model"] == "AMD EPYC 7B13"
+    assert run.environment["gpus"] == "none"
+    assert run.finished and not run.sends_raw_images
+
+
+def test_class_names_are_taken_from_the_run(make_run: MakeRun) -> None:
+    assert load_run(make_run(class_names=["cat", "dog"])).class_names == ("cat", "dog")
+
+
+def test_a_user_strategy_that_sends_raw_images_is_told_by_its_statement(make_run: MakeRun) -> None:
+    path = make_run("mine.py:Mine")
+    assert not load_run(path).sends_raw_images
+    edit_json(path / "privacy.json", images_sent="raw")
+    assert load_run(path).sends_raw_images
+
+
+def test_a_run_that_just_began_is_read_as_far_as_it_got(make_run: MakeRun) -> None:
+    path = make_run(status="running", done=0)
+    for name in ("partition.json", "privacy.json", "environment.json", "rounds.jsonl"):
+        (path / name).unlink()
+    run = load_run(path)
+    assert (run.rounds, run.final, run.rounds_done) == ((), None, 0)
+    assert (run.partition, run.privacy, run.environment, run.class_names) == (None, None, {}, ())
+
+
+def test_a_torn_last_line_is_left_out(make_run: MakeRun) -> None:
+    path = make_run(status="running", done=3)
+    with (path / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 4, "validat')
+    assert load_run(path).rounds_done == 3
+
+
+def test_the_final_round_is_the_last_evaluated_one(make_run: MakeRun) -> None:
+    path = make_run(status="running", done=5)
+    edit_last_round(path, lambda record: record.update(test=None, validation=None))
+    run = load_run(path)
+    assert run.rounds_done == 5
+    assert run.final is run.rounds[4]
+
+
+def test_a_folder_given_twice_is_read_once(make_run: MakeRun) -> None:
+    path = make_run()
+    assert len(load_runs([path, path / ".." / path.name])) == 1
+
+
+def test_no_folder_is_an_error() -> None:
+    with pytest.raises(RecordError, match="no run folder was given"):
+        load_runs([])
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "partition.json", "privacy.json", "environment.json", "config.json"]
+)
+@pytest.mark.parametrize("content", [None, "", "[]", "{", '{"schema": 1}'])
+def test_a_missing_or_damaged_file_is_named(
+    make_run: MakeRun, name: str, content: str | None
+) -> None:
+    path = make_run(rounds=1)
+    if content is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_text(content)
+    if name == "environment.json" and content == '{"schema": 1}':
+        assert load_run(path).environment == {"schema": "1"}
+        return
+    with pytest.raises(RecordError, match=name):
+        load_run(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": 2},
+        {"status": "done"},
+        {"name": 5},
+        {"command": None},
+        {"started": "yesterday"},
+        {"class_names": ["just one"]},
+        {"class_names": "0123456789"},
+    ],
+)
+def test_a_run_file_that_does_not_fit_is_named(make_run: MakeRun, changes: dict[str, Any]) -> None:
+    path = make_run(rounds=1)
+    edit_json(path / "run.json", **changes)
+    with pytest.raises(RecordError, match=f"run.json has {next(iter(changes))}"):
+        load_run(path)
+
+
+@pytest.mark.parametrize("change", [{"seed": "x"}, {"rounds": None}, {"strategy": 1}, {"a": [1]}])
+def test_a_config_that_does_not_fit_is_named(make_run: MakeRun, change: dict[str, Any]) -> None:
+    path = make_run(rounds=1)
+    edit_json(path / "config.json", **change)
+    with pytest.raises(RecordError, match=r"config\.json"):
+        load_run(path)
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "schema": lambda record: record.update(schema=9),
+    "test": lambda record: record.pop("test"),
+    "no whole number": lambda record: record.update(round="last"),
+    "its failure no text": lambda record: record["clients"][0].update(failure=["x"]),
+    "round 2: 'list'": lambda record: record.update(seconds=[1]),
+    "round 2: object of type 'int'": lambda record: record["test"].update(per_class_accuracy=3),
+    "after round": lambda record: record.update(round=0),
+    "seconds lack elapsed": lambda record: record["seconds"].pop("elapsed"),
+    "seconds lack server": lambda record: record["seconds"].update(server=float("nan")),
+    "bytes": lambda record: record.update(bytes_up="many"),
+    "client accuracies": lambda record: record["client_accuracy"].append(None),
+    "worst client": lambda record: record.update(worst_client_accuracy="low"),
+    "accuracy or macro-F1 on test": lambda record: record["test"].update(accuracy="high"),
+    "confusion matrix on validation": lambda record: record["validation"]["confusion"].pop(),
+    "per-class figures on test": lambda record: record["test"]["confusion"][0].__setitem__(0, "x"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_round_is_named(make_run: MakeRun, damage: str) -> None:
+    path = make_run(rounds=2)
+    edit_last_round(path, DAMAGE[damage])
+    with pytest.raises(RecordError, match=rf"(?s)rounds\.jsonl.*{damage}"):
+        load_run(path)
+
+
+@pytest.mark.parametrize("content", ["[1]\n", "null\n", b"\xff\xfe\n", "\n"])
+def test_rounds_that_are_no_records_are_named(make_run: MakeRun, content: str | bytes) -> None:
+    path = make_run(rounds=1)
+    raw = content if isinstance(content, bytes) else content.encode()
+    (path / "rounds.jsonl").write_bytes(raw)
+    with pytest.raises(RecordError, match=r"rounds\.jsonl"):
+        load_run(path)
+
+
+def test_a_complete_run_without_any_evaluation_is_refused(make_run: MakeRun) -> None:
+    path = make_run(rounds=1)
+    (path / "rounds.jsonl").write_text("")
+    with pytest.raises(RecordError, match="no evaluated round"):
+        load_run(path)
+
+
+def test_records_of_unequal_class_counts_are_refused(make_run: MakeRun) -> None:
+    path = make_run(rounds=1)
+    edit_json(path / "partition.json", class_counts=[[100] * 3] * 10)
+    with pytest.raises(RecordError, match=r"\[3, 10\] classes"):
+        load_run(path)
+
+
+def test_class_counts_of_one_axis_are_refused(make_run: MakeRun) -> None:
+    path = make_run(rounds=1)
+    edit_json(path / "partition.json", class_counts=[100] * 10)
+    with pytest.raises(RecordError, match="not clients x classes"):
+        load_run(path)
+
+
+def test_tesserae_are_read_back(make_run: MakeRun) -> None:
+    run = load_run(make_run("real-images", rounds=2))
+    sent = read_tesserae(run, 2)
+    assert sent.images.shape[1:] == (1, 8, 8)
+    np.testing.assert_array_equal(sent.images, sent.nearest_images)
+    np.testing.assert_array_equal(sent.nearest_distances, 0)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"images": np.zeros((2, 1, 8, 8), np.float32)},
+        {"nearest_images": np.zeros((2, 1, 8, 9), np.uint8)},
+        {"labels": np.array([0, 10])},
+        {"labels": np.array([0, -1])},
+        {"partition_ids": np.array([0])},
+    ],
+)
+def test_damaged_tesserae_are_named(make_run: MakeRun, tensors: dict[str, Any]) -> None:
+    run = load_run(make_run(rounds=1))
+    path = RunFolder(run.folder.path).tesserae(1)
+    good = {
+        "images": np.zeros((2, 1, 8, 8), np.uint8),
+        "nearest_images": np.zeros((2, 1, 8, 8), np.uint8),
+        "labels": np.array([0, 1]),
+        "partition_ids": np.array([0, 1]),
+        "nearest_distances": np.zeros(2, np.float32),
+    }
+    save_file(good, path)
+    assert len(read_tesserae(run, 1).labels) == 2
+    if tensors:
+        save_file(good | tensors, path)
+    else:
+        path.write_bytes(b"not a tensor file")
+    with pytest.raises(RecordError, match="round-0001"):
+        read_tesserae(run, 1)
