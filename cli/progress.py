@@ -120,7 +120,7 @@ class LiveProgress:
 
     def _bars(self) -> Table:
         now = time.monotonic()
-        steps = max(0, self._count_steps() - self._steps_before)
+        steps = self._count_steps() - self._steps_before
         table = Table.grid(padding=(0, 1))
         table.add_column(width=14, no_wrap=True)
         table.add_column(width=26)

@@ -24,6 +24,22 @@ Scalar = bool | int | float | str
 Section = TypeVar("Section")
 
 
+NOT_SETTINGS = frozenset(
+    {
+        "name",
+        "runs",
+        "checkpoint-every",
+        "data.root",
+        "data.download",
+        "engine.kind",
+        "engine.workers",
+        "engine.gpus-per-worker",
+        "engine.round-timeout-s",
+    }
+)
+"""Keys that cannot change a result: names, folders, and where clients run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What one key accepts.
@@ -259,19 +275,8 @@ class RunConfig:
         return dict(_flatten(self, ""))
 
     def identity(self) -> str:
-        """A hash of all that can change a result: not names, folders or where clients run."""
-        moot = {
-            "name",
-            "runs",
-            "checkpoint-every",
-            "data.root",
-            "data.download",
-            "engine.kind",
-            "engine.workers",
-            "engine.gpus-per-worker",
-            "engine.round-timeout-s",
-        }
-        kept = {key: value for key, value in self.flat().items() if key not in moot}
+        """A hash of all that can change a result: every key but `NOT_SETTINGS`."""
+        kept = {key: value for key, value in self.flat().items() if key not in NOT_SETTINGS}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,7 @@
 
 Layout, all paths relative to the run folder::
 
-    run.json               status, command, start and end, schema version
+    run.json               status, failure, command, identity, class names, start and end, schema
     config.json            the resolved configuration, flat keys
     environment.json       versions, hardware, git commit
     partition.json         which training image went to which client, with failed attempts
@@ -218,7 +218,8 @@ class RunFolder:
     def tesserae_rounds(self) -> list[int]:
         """Rounds whose images were kept, ascending."""
         found = (self.path / "tesserae").glob("round-*.safetensors")
-        return sorted(int(path.stem.partition("-")[2]) for path in found)
+        numbers = (path.stem.partition("-")[2] for path in found)
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write ``name.json``, whole."""
@@ -261,10 +262,13 @@ class RunFolder:
     def _read_rounds(self) -> Iterator[RoundRecord]:
         if not self.rounds.is_file():
             return
-        lines = self.rounds.read_text().split("\n")
+        lines = self.rounds.read_bytes().split(b"\n")
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                yield RoundRecord.from_json(json.loads(line))
+                value = json.loads(line)
+                if not isinstance(value, dict):
+                    raise RecordError("not a JSON object")
+                yield RoundRecord.from_json(value)
             except ValueError as error:
                 raise RecordError(f"{self.rounds} line {number}: {error}") from error
 

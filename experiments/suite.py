@@ -167,8 +167,8 @@ def parse_suite(value: Mapping[str, object]) -> Suite:
         value: As in the module's example.
 
     Raises:
-        ConfigError: All problems of the suite's form; or, where it has none, all problems of all
-            runs, each key with the table it is given in.
+        ConfigError: Every problem of the suite and of all its runs, each key with the table that
+            gives it.
     """
     name, seeds = value.get("name", ""), value.get("seeds", [0])
     problems = list(_problems_of_form(name, seeds, value.keys()))
@@ -181,17 +181,20 @@ def parse_suite(value: Mapping[str, object]) -> Suite:
         for key in method.keys.keys() & setting.keys.keys():
             rule = f"{setting.place} gives it too; give it in one of them"
             problems.append(Problem(f"{method.place}.{key}", str(method.keys[key]), rule))
+    runs = _parse_runs(
+        [
+            _Combination(base, setting, method)
+            for setting in settings or [_Table("", {})]
+            for method in methods
+        ],
+        seeds if isinstance(seeds, list) and seeds else [0],
+        str(name),
+        problems,
+    )
     if problems:
         raise ConfigError(problems)
-    combinations = [
-        _Combination(base, setting, method)
-        for setting in settings or [_Table("", {})]
-        for method in methods
-    ]
-    assert isinstance(name, str) and isinstance(seeds, list)
-    runs = _parse_runs(combinations, seeds, name)
     choices = {method.label: method.choose for method in methods if method.choose}
-    return Suite(name, runs[0].folder.parent, tuple(runs), choices)
+    return Suite(str(name), runs[0].folder.parent, tuple(runs), choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,11 @@ class _Combination:
     method: _Table
 
     @property
+    def tables(self) -> tuple[_Table, _Table, _Table]:
+        """The one that a key is taken from first comes first."""
+        return (self.method, self.setting, self.base)
+
+    @property
     def labels(self) -> list[str]:
         """Of method and setting."""
         return [table.label for table in (self.method, self.setting) if table.label]
@@ -223,8 +231,7 @@ class _Combination:
 
     def place_of(self, key: str) -> str:
         """The table that gives `key`; empty where none does."""
-        tables = (self.method, self.setting, self.base)
-        return next((table.place for table in tables if key in table.keys), "")
+        return next((table.place for table in self.tables if key in table.keys), "")
 
 
 def _problems_of_form(name: object, seeds: object, keys: Iterable[str]) -> Iterator[Problem]:
@@ -284,42 +291,38 @@ def _keys(place: str, table: object, problems: list[Problem]) -> dict[str, objec
 
 
 def _parse_runs(
-    combinations: Sequence[_Combination], seeds: Sequence[int], suite: str
+    combinations: Sequence[_Combination],
+    seeds: Sequence[object],
+    suite: str,
+    problems: list[Problem],
 ) -> list[SuiteRun]:
-    """Parse every combination under every seed; raises all problems of all."""
+    """Parse every combination under every seed."""
     runs: dict[str, SuiteRun] = {}
-    affected: dict[Problem, list[_Combination]] = {}
+    clashes: list[Problem] = []
+    affected: dict[tuple[str, Problem], list[_Combination]] = {}
     for seed, combination in itertools.product(seeds, combinations):
         name = "-".join([*combination.labels, f"seed{seed}"])
         try:
             config = parse_config({**combination.flat(), "seed": seed})
         except ConfigError as error:
             for problem in error.problems:
-                place = combination.place_of(problem.key)
-                key = f"{place}.{problem.key}" if place else problem.key
-                placed = dataclasses.replace(problem, key=key)
-                among = affected.setdefault(placed, [])
+                among = affected.setdefault((combination.place_of(problem.key), problem), [])
                 among += [] if combination in among else [combination]
             continue
         folder = str(Path(config.runs) / suite)
         parsed = dataclasses.replace(config, runs=folder, name=name)
         if name in runs:
-            rule = "two pairs of method and setting give this name; give other labels"
-            affected.setdefault(Problem("label", name, rule), [])
+            rule = "two runs would have this name; give other labels"
+            clashes.append(Problem("label", name, rule))
         runs[name] = SuiteRun(combination.method.label, combination.setting.label, parsed)
-    if affected:
-        raise ConfigError([_with_runs(p, among, combinations) for p, among in affected.items()])
+    problems += [] if problems else clashes  # labels given twice are told of already
+    for (place, problem), among in affected.items():
+        concerned = [c for c in combinations if place in ("", *(t.place for t in c.tables))]
+        names = ", ".join("-".join(combination.labels) for combination in among)
+        rule = problem.rule if among == concerned else f"{problem.rule} (in {names})"
+        key = f"{place}.{problem.key}" if place else problem.key
+        problems.append(dataclasses.replace(problem, key=key, rule=rule))
     return list(runs.values())
-
-
-def _with_runs(
-    problem: Problem, among: Sequence[_Combination], combinations: Sequence[_Combination]
-) -> Problem:
-    """Name the runs that a problem is one of, unless its key's place says so."""
-    if len(among) in (0, len(combinations)):
-        return problem
-    names = ", ".join("-".join(combination.labels) for combination in among)
-    return dataclasses.replace(problem, rule=f"{problem.rule} (in {names})")
 
 
 def plan_suite(runs: Iterable[SuiteRun]) -> list[Plan]:

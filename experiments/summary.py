@@ -110,9 +110,10 @@ def to_text(cells: Sequence[Cell]) -> str:
     blocks = []
     for setting in dict.fromkeys(cell.setting for cell in cells):
         block = [cell for cell in cells if cell.setting == setting]
-        seeds = seeds_text(sorted({run.seed for cell in block for run in cell.runs}))
+        seeds = sorted({run.seed for cell in block for run in cell.runs})
+        over = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
         title = f"{setting}: " if setting else ""
-        heading = f"{title}after the last round, mean ± standard deviation over seeds {seeds}"
+        heading = f"{title}after the last round, {over} {seeds_text(seeds)}"
         blocks.append("\n".join([heading, *_table(block), *_candidates(block)]) + "\n")
     return "\n".join(blocks)
 

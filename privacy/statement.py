@@ -10,8 +10,9 @@ ImagesSent = Literal["none", "synthetic", "raw"]
 _TEXT: dict[ImagesSent, str] = {
     "synthetic": (
         "none: the images are not private. Clients send synthetic images matched to their own "
-        "without noise; near-copies of training images can be among them. No epsilon can be "
-        "stated for this run."
+        "without noise. Training images can be among them as they are: a class of which a client "
+        "holds no more images than it sends has nothing to match, and stays what it started from. "
+        "No epsilon can be stated for this run."
     ),
     "raw": (
         "none: the images are not private. Clients send real training images as they are. This is "

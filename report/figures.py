@@ -119,8 +119,8 @@ def accuracy_by_round(methods: Sequence[Method]) -> Figure:
 def accuracy_by_bytes(methods: Sequence[Method]) -> Figure:
     """Test accuracy against cumulative uploaded bytes.
 
-    Methods that upload neither weights nor images are horizontal lines at their final accuracy. The axis
-    is logarithmic where totals differ more than twentyfold.
+    Methods that upload neither weights nor images are horizontal lines at their final accuracy.
+    The axis is logarithmic where totals differ more than twentyfold.
     """
     uploading = [not uploads_no_update(method) for method in methods]
     curves = [
@@ -193,12 +193,12 @@ def _byte_ticks(counts: Sequence[float]) -> dict[str, Any]:
     low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
     steps = (1,) if high - low > 2 else (1, 2, 5)
     values = [step * 10**power for power in range(low, high + 1) for step in steps]
-    return {"tickvals": values, "ticktext": [f"{_bare_bytes(value)}" for value in values]}
+    return {"tickvals": values, "ticktext": [_bare_bytes(value) for value in values]}
 
 
 def _bare_bytes(count: float) -> str:
     number, _, unit = plain_bytes(count).partition(" ")
-    return f"{float(number):g} {unit}"
+    return f"{float(number.replace(',', '')):g} {unit}"
 
 
 def uploads_no_update(method: Method) -> bool:

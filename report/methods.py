@@ -5,24 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from core.config import Scalar
+from core.config import NOT_SETTINGS, Scalar
 from report.loading import LoadedRun
 
 NOT_PRIVATE = "not private"
 
-# What `RunConfig.identity` leaves out because it cannot change a result, and the seed.
-_NOT_SETTINGS = {
-    "seed",
-    "name",
-    "runs",
-    "checkpoint-every",
-    "data.root",
-    "data.download",
-    "engine.kind",
-    "engine.workers",
-    "engine.gpus-per-worker",
-    "engine.round-timeout-s",
-}
 _TASK_SECTIONS = ("data", "partition", "model", "rounds")
 
 _Key = tuple[tuple[str, Scalar], ...]
@@ -130,7 +117,9 @@ def compare(runs: Sequence[LoadedRun]) -> Comparison:
 
 
 def _settings(run: LoadedRun) -> _Key:
-    return tuple(sorted((k, v) for k, v in run.config.items() if k not in _NOT_SETTINGS))
+    return tuple(
+        sorted((k, v) for k, v in run.config.items() if k != "seed" and k not in NOT_SETTINGS)
+    )
 
 
 def _telling_keys(groups: Sequence[Mapping[str, Scalar]]) -> dict[str, dict[str, str]]:

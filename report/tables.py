@@ -159,7 +159,7 @@ def _four_digits(value: float, scale: float) -> str:
 
 
 def _byte_unit(count: float) -> tuple[str, float]:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return unit, scale
     return "B", 1.0

@@ -16,8 +16,10 @@ server      SGD on the cross-entropy over the union of the sets (Equation 5.9),
 ==========  =======================================================================
 
 A class of which the client holds fewer images than ``mosaic.images-per-class`` sends as many
-images as it has: with more, near-copies of the real ones would be sent. Without noise added the
-images are not private.
+images as it has: with more, near-copies of the real ones would be sent. Where it has no more than
+that and starts from real images, the means agree from the start and the real images are sent as
+they are; ``mosaic.min-examples`` leaves such classes out. Without noise added the images are not
+private.
 """
 
 from __future__ import annotations

@@ -157,6 +157,17 @@ def test_bytes_are_logarithmic_only_where_totals_lie_far_apart(
     assert dict(zip(ticks["tickvals"], ticks["ticktext"], strict=True))[100_000] == "100 kB"
 
 
+@pytest.mark.parametrize("num_bytes", [1, 40, 10**6, 5 * 10**15])
+def test_bytes_of_any_size_have_ticks(make_run: MakeRun, num_bytes: int) -> None:
+    path = make_run("mine.py:X", rounds=2)
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    for record in lines[1:]:
+        record["bytes_up"] = num_bytes
+    (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    axis = figures.accuracy_by_bytes(methods_of([path]))["layout"]["xaxis"]
+    assert axis["tickvals"][0] <= num_bytes <= 2 * num_bytes <= axis["tickvals"][-1]
+
+
 def test_the_worst_client_of_each_seed_is_ringed(methods: tuple[Method, ...]) -> None:
     rings = figures.client_accuracy(methods)["data"][1::2]
     for method, ring in zip(methods, rings, strict=True):

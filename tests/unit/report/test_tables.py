@@ -153,7 +153,7 @@ def test_nothing_known_has_no_statistic() -> None:
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (12, "12.00 B"), (4_000, "4.00 kB"), (290_000, "290.0 kB"),
-     (61_200_000, "61.20 MB"), (1_250_000_000, "1.25 GB"), (2e12, "2,000 GB")],
+     (61_200_000, "61.20 MB"), (1_250_000_000, "1.25 GB"), (2e12, "2.00 TB"), (3e15, "3,000 TB")],
 )  # fmt: skip
 def test_bytes_are_told_in_decimal_units(count: float, text: str) -> None:
     assert tables.plain_bytes(count) == text
