@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast, get_type_hints
 
 import typer
@@ -20,14 +21,30 @@ class KeyCommand(TyperCommand):
 
     def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Write the keys, then the epilog."""
-        for title, rows in key_sections():
-            with formatter.section(title):
-                formatter.write_dl(rows)
+        for section in key_sections():
+            with formatter.section(section.title):
+                formatter.write_text(section.about)
+                formatter.write_dl([(key.name, describe(key)) for key in section.keys])
         super().format_epilog(ctx, formatter)
 
 
-def key_sections() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Sections in the order of the configuration: title, and (key, description) rows."""
+@dataclass(frozen=True, slots=True)
+class KeySection:
+    """Keys that belong together.
+
+    Attributes:
+        title: Their prefix, or what takes its place.
+        about: What they are for, and which strategies read them where not all do.
+        keys: In the order of the configuration.
+    """
+
+    title: str
+    about: str
+    keys: list[Key]
+
+
+def key_sections() -> Iterator[KeySection]:
+    """Sections in the order of the configuration."""
     from strategies.table import STRATEGIES, config_keys  # imports torch
 
     sections: dict[str, list[Key]] = {}
@@ -44,12 +61,10 @@ def key_sections() -> Iterator[tuple[str, list[tuple[str, str]]]]:
             kinds[name] = kind
             readers.setdefault(name, []).append(strategy.name)
     for name, keys in sections.items():
-        title = "Keys of the run"
-        if name:
-            title = f"{name}: {first_line(kinds[name])}"
+        about = first_line(kinds[name]) if name else "What is run, and where it is recorded."
         if name in readers:
-            title += f" Read by {', '.join(readers[name])}."
-        yield title.rstrip("."), [(key.name, describe(key)) for key in keys]
+            about += f" Read by {', '.join(readers[name])}."
+        yield KeySection(f"Keys {name}.*" if name else "Keys", about, keys)
 
 
 def first_line(kind: type) -> str:

@@ -68,7 +68,7 @@ class LiveProgress:
         self._print(f"run folder {folder}")
         self._live = Live(
             console=self._console,
-            get_renderable=self._bars,
+            get_renderable=self.bars,
             refresh_per_second=REFRESHES_PER_SECOND,
             transient=True,
         )
@@ -115,10 +115,11 @@ class LiveProgress:
 
     def _count_steps(self) -> int:
         with suppress(OSError):  # the folder goes when the run ends
-            self._steps = steps_counted(self._steps_folder)
+            self._steps = max(self._steps, steps_counted(self._steps_folder))
         return self._steps
 
-    def _bars(self) -> Table:
+    def bars(self) -> Table:
+        """Rounds, and below them clients and their steps or the server's, as of now."""
         now = time.monotonic()
         steps = self._count_steps() - self._steps_before
         table = Table.grid(padding=(0, 1))

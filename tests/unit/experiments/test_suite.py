@@ -12,11 +12,11 @@ import pytest
 from core.errors import ConfigError, DataError, Problem
 from experiments.suite import Suite, parse_suite, plan_suite, read_suite, run_folders
 
-METHODS = [
+METHODS: list[dict[str, object]] = [
     {"label": "sync", "strategy": "fedavg", "train": {"momentum": 0.5}},
     {"label": "prox", "strategy": "fedprox", "fedprox.proximal-weight": 0.1},
 ]
-SETTINGS = [
+SETTINGS: list[dict[str, object]] = [
     {"label": "iid", "partition.scheme": "iid"},
     {"label": "skewed", "partition.alpha": 0.1},
 ]

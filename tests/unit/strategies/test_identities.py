@@ -192,7 +192,7 @@ def test_fedprox_steps_on_the_papers_objective(initial: dict[str, torch.Tensor])
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter -= 0.2 * gradient
+                parameter.sub_(gradient, alpha=0.2)
     task = ClientTask(
         round=1,
         partition_id=1,

@@ -149,7 +149,7 @@ def test_fresh_networks_replace_the_first_rounds_draws_only() -> None:
             preparation = prepare_tiny("feddm", feddm__first_round=rule)
             task = client_task(preparation, round=round_number)
             images.append(preparation.strategy.client_update(task).arrays["images"])
-        changed[round_number] = not np.array_equal(*images)
+        changed[round_number] = not np.array_equal(images[0], images[1])
     assert changed == {1: True, 2: False}
 
 
@@ -242,3 +242,22 @@ def test_a_label_out_of_range_is_refused(label: int) -> None:
     record = Record({**update.arrays, "labels": labels})
     reasons = preparation.strategy.check_reply(Reply(0, record), preparation.client_shapes()[0])
     assert reasons == [f"holds label {label}, expected 0 to 9"]
+
+
+def test_a_class_that_matches_from_the_start_is_sent_as_it_is() -> None:
+    """What the privacy statement says of classes no larger than images-per-class."""
+    preparation = prepare_tiny("feddm", partition__alpha=0.1, mosaic__images_per_class=4)
+    small = [
+        (k, label)
+        for k, counts in enumerate(preparation.partition.class_counts.tolist())
+        for label, count in enumerate(counts)
+        if 1 <= count <= 4
+    ]
+    assert small
+    for partition_id, label in small:
+        task = client_task(preparation, partition_id)
+        update = preparation.strategy.client_update(task)
+        sent = update.arrays["images"][update.arrays["labels"] == label]
+        real = task.examples.inputs[task.examples.labels == label].numpy()
+        gaps = np.abs(sent[:, None] - real[None]).max(axis=(2, 3, 4)).min(axis=1)
+        assert gaps.max() < 1e-3

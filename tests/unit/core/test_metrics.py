@@ -1,0 +1,38 @@
+"""Metrics against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+
+from core.metrics import evaluation_of, expected_accuracy
+
+LABELS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
+
+
+@given(LABELS)
+def test_metrics_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    true, predicted = zip(*pairs, strict=True)
+    names = list(range(4))
+    record = evaluation_of(confusion_matrix(true, predicted, labels=names).astype(np.int64), 0.1)
+    assert record.num_examples == len(pairs)
+    assert record.accuracy == pytest.approx(accuracy_score(true, predicted))
+    expected = f1_score(true, predicted, labels=names, average="macro", zero_division=0)
+    assert record.macro_f1 == pytest.approx(expected)
+    recalls = recall_score(true, predicted, labels=names, average=None, zero_division=0)
+    for label, (ours, theirs) in enumerate(zip(record.per_class_accuracy, recalls, strict=True)):
+        if label in true:
+            assert ours == pytest.approx(theirs)
+        else:
+            assert ours is None
+
+
+def test_expected_accuracy_under_the_test_mix_is_the_accuracy() -> None:
+    confusion = np.array([[8, 2, 0], [1, 4, 0], [0, 5, 5]])
+    record = evaluation_of(confusion, 0.0)
+    counts = confusion.sum(axis=1).tolist()
+    assert expected_accuracy(record.per_class_accuracy, counts) == pytest.approx(record.accuracy)
+    assert expected_accuracy(record.per_class_accuracy, [0, 0, 3]) == 0.5
