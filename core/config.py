@@ -67,10 +67,10 @@ def number(
     below: float = math.inf,
 ) -> Any:
     """A numeric key within bounds; `least` and `most` inclusive, `above` and `below` exclusive."""
-    parts = [f"at least {least:g}"] if least > -math.inf else []
-    parts += [f"above {above:g}"] if above > -math.inf else []
-    parts += [f"at most {most:g}"] if most < math.inf else []
-    parts += [f"below {below:g}"] if below < math.inf else []
+    parts = [f"at least {least:.10g}"] if least > -math.inf else []
+    parts += [f"above {above:.10g}"] if above > -math.inf else []
+    parts += [f"at most {most:.10g}"] if most < math.inf else []
+    parts += [f"below {below:.10g}"] if below < math.inf else []
     kind = "a whole number" if isinstance(default, int) else "a number"
     text = f"{kind} {' and '.join(parts)}" if parts else kind
 
