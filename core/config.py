@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, get_type_hints
 
 from core.errors import ConfigError, Problem
-from core.plugins import is_plugin
+from core.plugins import is_plugin, plugin_content
 
 Scalar = bool | int | float | str
 Section = TypeVar("Section")
@@ -275,8 +275,15 @@ class RunConfig:
         return dict(_flatten(self, ""))
 
     def identity(self) -> str:
-        """A hash of all that can change a result: every key but `NOT_SETTINGS`."""
-        kept = {key: value for key, value in self.flat().items() if key not in NOT_SETTINGS}
+        """A hash of all that can change a result.
+
+        That is every key but `NOT_SETTINGS`; a user's own file counts by its content.
+        """
+        kept = {
+            key: plugin_content(value) if isinstance(value, str) and is_plugin(value) else value
+            for key, value in self.flat().items()
+            if key not in NOT_SETTINGS
+        }
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

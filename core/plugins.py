@@ -21,6 +21,18 @@ def is_plugin(value: str) -> bool:
     return bool(separator) and path.endswith(".py") and name.isidentifier()
 
 
+def plugin_content(value: str) -> str:
+    """What `value` names, by content instead of by path: editing the file changes it.
+
+    A file that cannot be read stands for itself by its path.
+    """
+    path_text, _, name = value.rpartition(":")
+    path = Path(path_text).expanduser()
+    if not path.is_file():
+        return value
+    return f"{path.name}:{name}#{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+
+
 def load_plugin(key: str, value: str) -> Any:
     """Load the object that `value` names.
 

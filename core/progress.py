@@ -21,12 +21,11 @@ class StepCounter:
             path.write_bytes(bytes(8))
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), 8)
-        (self._count,) = struct.unpack("<q", self._map[:8])
 
     def __call__(self) -> None:
-        """Count one step."""
-        self._count += 1
-        struct.pack_into("<q", self._map, 0, self._count)
+        """Count one step; counters of one process share their file and add up."""
+        (count,) = struct.unpack_from("<q", self._map)
+        struct.pack_into("<q", self._map, 0, count + 1)
 
 
 def steps_counted(folder: Path) -> int:

@@ -71,12 +71,12 @@ def _list_splits(config: DataConfig) -> dict[str, dict[str, list[Path]]]:
 
 def _list_classes(folder: Path) -> dict[str, list[Path]]:
     classes = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or not entry.is_dir():
+    for entry in _visible(folder):
+        if not entry.is_dir():
             raise DataError(f"{entry} is not a class folder; {folder} may hold nothing else")
-        files = sorted(entry.iterdir())
+        files = _visible(entry)
         for file in files:
-            if file.name.startswith(".") or not file.is_file():
+            if not file.is_file():
                 raise DataError(f"{file} is not an image; a class folder may hold nothing else")
         if not files:
             raise DataError(f"class folder {entry} holds no image; add some or remove it")
@@ -84,3 +84,8 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
     if len(classes) < 2:
         raise DataError(f"{folder} has {len(classes)} class folders; there must be at least 2")
     return classes
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What `folder` holds, without the hidden files that desktops leave everywhere."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))

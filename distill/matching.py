@@ -25,7 +25,7 @@ REAL_CHUNK = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatchingConfig:
-    """FedDM's client half; the paper's symbols are in the help."""
+    """How clients match their images."""
 
     iterations: int = number(1000, "matching steps per round (T)", least=1)
     learning_rate: float = number(1.0, "step size of the images (eta_c)", above=0)

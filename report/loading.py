@@ -44,7 +44,7 @@ class PrivacyStatement:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LoadedRun:
     """All of one run folder but its images and checkpoints.
 
@@ -75,6 +75,13 @@ class LoadedRun:
     privacy: PrivacyStatement | None
     rounds: tuple[RoundRecord, ...]
     class_names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Short: the records themselves would fill pages of a notebook."""
+        return (
+            f"LoadedRun({self.name!r}, {self.status}, strategy={self.config.get('strategy')}, "
+            f"seed={self.config.get('seed')}, rounds={len(self.rounds)}, path={self.folder.path})"
+        )
 
     @property
     def strategy(self) -> str:

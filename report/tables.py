@@ -130,7 +130,7 @@ def amount_of_bytes(value: Statistic | None) -> str:
     if value is None:
         return NONE
     if value.std is None:
-        return f"{plain_bytes(value.mean)} ± {NONE}"
+        return plain_bytes(value.mean)
     unit, scale = _byte_unit(value.mean)
     return f"{_spread(value, lambda x: _four_digits(x / scale, value.mean / scale))} {unit}"
 
@@ -149,8 +149,9 @@ def seconds(value: Statistic | None) -> str:
 def _spread(value: Statistic | None, show: Callable[[float], str]) -> str:
     if value is None:
         return NONE
-    std = NONE if value.std is None else show(value.std) if value.std else "0"
-    return f"{show(value.mean)} ± {std}"
+    if value.std is None:
+        return show(value.mean)
+    return f"{show(value.mean)} ± {show(value.std) if value.std else 0}"
 
 
 def _four_digits(value: float, scale: float) -> str:

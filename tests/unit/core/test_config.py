@@ -1,6 +1,7 @@
 """Parsing: every problem at once, each with value, rule and what is allowed."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -104,3 +105,13 @@ def test_assignments_refuse_what_is_no_assignment() -> None:
 def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().rounds = 3  # type: ignore[misc]
+
+
+def test_identity_follows_the_content_of_a_users_file(tmp_path: Path) -> None:
+    identities = []
+    for folder, content in (("a", "x = 1"), ("b", "x = 1"), ("a", "x = 2")):
+        path = tmp_path / folder / "mine.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        identities.append(parse_config({"model.name": f"{path}:x"}).identity())
+    assert identities[0] == identities[1] != identities[2]

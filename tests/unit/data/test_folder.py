@@ -106,8 +106,6 @@ def test_a_cut_off_image_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("ant/.DS_Store", r"ant/.DS_Store is not an image"),
-        (".DS_Store", r".DS_Store is not a class folder"),
         ("labels.csv", r"labels.csv is not a class folder"),
         ("ant/more/001.png", r"ant/more is not an image"),
     ],
@@ -119,6 +117,16 @@ def test_strangers_are_named(file: str, message: str, tmp_path: Path) -> None:
     for function in (check_source, lambda config: load_dataset(config, 0)):
         with pytest.raises(DataError, match=message):
             function(config_of(tmp_path))
+
+
+def test_hidden_files_of_desktops_are_passed_over(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    plain = load_dataset(config_of(tmp_path), seed=0)
+    for file in (".DS_Store", "ant/.DS_Store"):
+        (tmp_path / file).write_bytes(b"x")
+    again = load_dataset(config_of(tmp_path), seed=0)
+    assert again.class_names == plain.class_names
+    assert torch.equal(again.train.images, plain.train.images)
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
