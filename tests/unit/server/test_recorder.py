@@ -39,9 +39,9 @@ def test_the_folder_tells_all_of_the_run(folder: RunFolder) -> None:
 
 
 def test_tensorboard_shows_the_records(folder: RunFolder) -> None:
-    events = EventAccumulator(str(folder.events))  # type: ignore[no-untyped-call]
-    events.Reload()  # type: ignore[no-untyped-call]
-    shown = events.Scalars("test/accuracy")  # type: ignore[no-untyped-call]
+    events = EventAccumulator(str(folder.events))
+    events.Reload()
+    shown = events.Scalars("test/accuracy")
     for record, event in zip(folder.read_rounds(), shown, strict=True):
         assert record.test is not None
         assert event.step == record.round
