@@ -213,7 +213,7 @@ class EngineConfig:
         1, "torch threads per client; part of the result's identity", least=1
     )
     server_threads: int = number(
-        2, "torch threads of the server; part of the result's identity", least=1
+        1, "torch threads of the server; part of the result's identity", least=1
     )
     device: str = choice(
         "auto",

@@ -17,7 +17,6 @@ TINY: Mapping[str, object] = {
     "model.width": 8,
     "train.batch-size": 64,
     "engine.kind": "in-process",
-    "engine.server-threads": 1,
 }
 """A federation on digits that takes about a second."""
 

@@ -15,7 +15,6 @@ IID = {
     "train.momentum": 0.9,
     "train.local-epochs": 2,
     "engine.kind": "in-process",
-    "engine.server-threads": 1,
 }
 
 
