@@ -72,7 +72,7 @@ def test_a_run_ends_with_a_table_and_a_report(tmp_path: Path) -> None:
     assert run.finished
     assert run.final is not None
     assert run.final.test is not None
-    assert f"{100 * run.final.test.accuracy:.2f} ±" in result.stdout
+    assert f"{100 * run.final.test.accuracy:.2f}" in result.stdout
     assert "round 2/2" in result.stdout
     assert "privacy none: the images are not private" in result.stdout
     assert result.stdout.endswith(f"report {folder / 'report.html'}\n")
