@@ -53,3 +53,15 @@ def test_the_pages_own_key_takes_effect(strategy_of_the_page: str, federate: Fed
     assert RunFolder.open(half).read_json("config")["equal-average.server-step"] == 0.5
     first, second = (load_file(RunFolder.open(p).checkpoint(1)) for p in (half, whole))
     assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_readmes_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (DOCS.parent / "README.md").read_text(), flags=re.DOTALL
+    )
+    exec(compile(block, "README.md", "exec"), {})
+    assert 0 < float(capsys.readouterr().out.splitlines()[-1]) <= 1
+    assert len(list((tmp_path / ".runs").iterdir())) == 1
