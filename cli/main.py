@@ -199,8 +199,11 @@ def run(
     config = _parse(settings or [])
     if dry_run:
         from cli import dry_run as dry
+        from core.records import RunFolder
         from experiments.plan import plan
 
+        if config.name:
+            RunFolder.check_free(config.runs, config.name)
         planned = plan(config)
         return Outcome(dry.to_text(planned), dry.to_json(planned))
     from cli.progress import shown_progress

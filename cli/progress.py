@@ -18,6 +18,7 @@ from rich.table import Table
 from core.progress import steps_counted
 from core.records import RoundRecord, RunFolder
 from server.progress import PlainProgress, Progress, round_line
+from strategies.table import strategy_class
 
 REFRESHES_PER_SECOND = 4
 """Enough to look alive; a refresh costs some milliseconds of the interpreter that trains."""
@@ -59,7 +60,7 @@ class LiveProgress:
         self.close()
         self._steps_folder = RunFolder(folder).progress
         strategy = RunFolder(folder).read_json("config")["strategy"]
-        self._kind_of_step = "matching" if strategy == "feddm" else "training"
+        self._kind_of_step = strategy_class(str(strategy)).step_name
         self._rounds, self._clients, self._steps_per_round = rounds, clients, steps_per_round
         self._round = self._done = self._replied = self._steps = self._steps_before = 0
         self._server_works = clients == 0

@@ -19,7 +19,7 @@ from core.examples import Examples
 from core.parameters import ParameterVector
 from core.progress import StepCounter
 from core.records import RunFolder
-from core.seeds import derive_seed
+from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
@@ -82,7 +82,8 @@ def train(message: Message, context: Context) -> Message:
         device=resident.workload.device,
         count_step=resident.count_step,
     )
-    update = resident.strategy.client_update(task)
+    with seeded_globals(derive_seed(task.seed, "layers")):
+        update = resident.strategy.client_update(task)
     if update.state is not None:
         store.write(round_number, update.state)
     metrics = {**update.metrics, "train_s": time.perf_counter() - started}

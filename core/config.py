@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 from core.errors import ConfigError, Problem
@@ -49,12 +50,14 @@ class Rule:
         text: What is allowed, as a clause that follows "must be".
         allows: Whether a value of the right type is allowed.
         choices: Closed set of spellings, for suggestions; empty where the set is open.
+        read_if: The key is read only where this other key has one of these values; None if always.
     """
 
     meaning: str
     text: str
     allows: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
+    read_if: tuple[str, tuple[str, ...]] | None = None
 
 
 def number(
@@ -65,6 +68,7 @@ def number(
     most: float = math.inf,
     above: float = -math.inf,
     below: float = math.inf,
+    read_if: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """A numeric key within bounds; `least` and `most` inclusive, `above` and `below` exclusive."""
     parts = [f"at least {least:.10g}"] if least > -math.inf else []
@@ -77,7 +81,7 @@ def number(
     def allows(value: float) -> bool:
         return math.isfinite(value) and least <= value <= most and above < value < below
 
-    return field(default=default, metadata={"rule": Rule(meaning, text, allows)})
+    return field(default=default, metadata={"rule": Rule(meaning, text, allows, (), read_if)})
 
 
 def choice(
@@ -123,7 +127,9 @@ def text(
 
 
 def _is_file_name(value: str) -> bool:
-    return value == "" or (value not in {".", ".."} and not set(value) & set("/\\\0"))
+    if len(value.encode()) > 200 or not value.isprintable():
+        return False
+    return value == "" or (value not in {".", ".."} and not set(value) & set("/\\"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,10 +170,20 @@ class PartitionConfig:
         "how images are dealt to clients",
         ["iid", "dirichlet", "pathological", "quantity"],
     )
-    clients: int = number(10, "number of clients (K)", least=1)
-    alpha: float = number(0.5, "Dirichlet concentration; smaller is more skewed", above=0)
+    clients: int = number(10, "number of clients (K)", least=1, most=1_000_000)
+    alpha: float = number(
+        0.5,
+        "Dirichlet concentration; smaller is more skewed",
+        above=0,
+        read_if=("partition.scheme", ("dirichlet", "quantity")),
+    )
     min_examples: int = number(10, "fewest images a client may hold", least=1)
-    classes_per_client: int = number(2, "classes per client of the pathological scheme", least=1)
+    classes_per_client: int = number(
+        2,
+        "classes per client of the pathological scheme",
+        least=1,
+        read_if=("partition.scheme", ("pathological",)),
+    )
     max_attempts: int = number(
         100, "seeds tried before a partition that misses min-examples is refused", least=1
     )
@@ -179,7 +195,7 @@ class ModelConfig:
     """The network that is trained."""
 
     name: str = choice("convnet", "architecture", ["convnet", "resnet18"], plugin="FUNCTION")
-    width: int = number(128, "channels of each ConvNet block", least=1)
+    width: int = number(128, "channels of each ConvNet block", least=1, most=65_536)
     depth: int = number(
         0, "ConvNet blocks; 0 takes 3, or 2 for images below 16 pixels", least=0, most=8
     )
@@ -193,7 +209,9 @@ class TrainConfig:
     momentum: float = number(0.0, "SGD momentum", least=0, below=1)
     weight_decay: float = number(0.0, "SGD weight decay", least=0)
     batch_size: int = number(32, "examples per step; the last batch may be smaller", least=1)
-    local_epochs: int = number(1, "passes over the client's images per round (E)", least=1)
+    local_epochs: int = number(
+        1, "passes over the client's images per round (E)", least=1, most=1_000_000
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,9 +223,18 @@ class EngineConfig:
         "how clients run; auto takes ray where there is a GPU or 4 cores and in-process elsewhere",
         ["auto", "in-process", "ray"],
     )
-    workers: int = number(0, "resident Ray actors; 0 takes one per core and GPU share", least=0)
+    workers: int = number(
+        0,
+        "resident Ray actors; 0 takes one per core and GPU share",
+        least=0,
+        read_if=("engine.kind", ("auto", "ray")),
+        most=65_536,
+    )
     gpus_per_worker: float = number(
-        0.0, "share of a GPU per Ray actor; 0 divides the GPUs among the actors", least=0
+        0.0,
+        "share of a GPU per Ray actor; 0 divides the GPUs among the actors",
+        least=0,
+        read_if=("engine.kind", ("auto", "ray")),
     )
     client_threads: int = number(
         1, "torch threads per client; part of the result's identity", least=1
@@ -230,12 +257,12 @@ class RunConfig:
     """A whole run. Field ``a_b`` is the key ``a-b``; a section's field is ``section.a-b``."""
 
     strategy: str = choice("feddm", "federated method", [], plugin="CLASS")
-    rounds: int = number(10, "communication rounds (R)", least=1)
+    rounds: int = number(10, "communication rounds (R)", least=1, most=100_000)
     seed: int = number(0, "seed that every random choice derives from", least=0, most=2**31 - 1)
     name: str = text(
         "",
         "name of the run's folder; empty makes one from strategy, data and time",
-        "a single folder name",
+        "a single folder name of at most 200 bytes",
         _is_file_name,
     )
     runs: str = text(
@@ -277,14 +304,22 @@ class RunConfig:
     def identity(self) -> str:
         """A hash of all that can change a result.
 
-        That is every key but `NOT_SETTINGS`; a user's own file counts by its content.
+        That is every key but `NOT_SETTINGS`. A user's own file counts by its content, the images
+        of a source on disk by its name alone.
         """
         kept = {
-            key: plugin_content(value) if isinstance(value, str) and is_plugin(value) else value
+            key: _by_content(key, value)
             for key, value in self.flat().items()
             if key not in NOT_SETTINGS
         }
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _by_content(name: str, value: Scalar) -> Scalar:
+    if name == "partition.file" and value:
+        path = Path(str(value)).expanduser()
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else value
+    return plugin_content(value) if isinstance(value, str) and is_plugin(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +439,12 @@ def parse(
             readers = ", ".join(s for s, names in strategies.items() if section in names)
             rule = f"strategy {strategy} does not read it (only {readers}); leave it out"
             problems.append(Problem(name, str(value), rule))
+        elif (condition := known[name].rule.read_if) and value != known[name].default:
+            other, wanted = condition
+            given = str(values.get(other, known[other].default))
+            if given not in wanted:
+                rule = f"is read only with {other}={' or '.join(wanted)}, not {given}; leave it out"
+                problems.append(Problem(name, str(value), rule))
     if problems:
         raise ConfigError(problems)
     options: dict[str, Any] = {name: _build(sections[name], f"{name}.", values) for name in read}

@@ -7,7 +7,8 @@ then one operation each, however many layers there are. The step is written out 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ NamedTensors = Mapping[str, torch.Tensor]
 
 
 class ParameterVector:
-    """All parameters of a model, in `model.parameters()` order, as views of one vector.
+    """All trainable parameters of a model, in `model.parameters()` order, as views of one vector.
 
     From construction on the model's parameters and their gradients are views of `values` and
     `gradient` (both float, shape (d,)); writing to either changes the other. Gradients accumulate
@@ -24,9 +25,10 @@ class ParameterVector:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        parameters = list(model.parameters())
+        parameters = [p for p in model.parameters() if p.requires_grad]
         assert parameters, "a model without parameters cannot be trained"
         self.model = model
+        self._parameters = parameters
         with torch.no_grad():
             self.values = torch.cat([p.detach().reshape(-1) for p in parameters])
             self.gradient = torch.zeros_like(self.values)
@@ -47,9 +49,20 @@ class ParameterVector:
         }
         parts = [
             torch.full((p.numel(),), 0.0 if id(p) in inside else 1.0, device=self.values.device)
-            for p in self.model.parameters()
+            for p in self._parameters
         ]
         return torch.cat(parts)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside the block no gradient is computed for the parameters."""
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self._parameters:
+                parameter.requires_grad_(True)
 
     def zero_gradient(self) -> None:
         """Set the gradient to zero, in place."""

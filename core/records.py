@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +81,8 @@ class RoundRecord:
         validation: What choices are made on; None in a round without evaluation.
         test: What is reported; None in a round without evaluation.
         client_accuracy: For each partition, the expected test accuracy on its own label
-            distribution: per-class test accuracy weighted by the client's class shares.
+            distribution: per-class test accuracy weighted by the client's class shares; None for
+            a client that failed where only it could tell.
         worst_client_accuracy: The least of them.
         bytes_down: Sum over clients, this round.
         bytes_up: Sum over clients, this round.
@@ -97,7 +97,7 @@ class RoundRecord:
     round: int
     validation: EvaluationRecord | None
     test: EvaluationRecord | None
-    client_accuracy: list[float] | None
+    client_accuracy: list[float | None] | None
     worst_client_accuracy: float | None
     bytes_down: int
     bytes_up: int
@@ -147,23 +147,31 @@ class RunFolder:
 
         Args:
             runs: Folder of run folders.
-            name: Name of the new one; ``{random}`` in it becomes six random hex digits.
+            name: Name of the new one.
 
         Raises:
             RecordError: The folder is there already, or cannot be made.
         """
-        path = Path(runs).expanduser().resolve() / name.replace("{random}", secrets.token_hex(3))
+        path = Path(runs).expanduser().resolve() / name
+        cls.check_free(runs, name)
         try:
             path.mkdir(parents=True)
-        except FileExistsError as error:
-            raise RecordError(
-                f"run folder {path} exists; give another name=... or remove it"
-            ) from error
         except OSError as error:
             raise RecordError(
                 f"run folder {path} cannot be made: {error.strerror}; give another runs=DIR"
             ) from error
         return cls(path)
+
+    @staticmethod
+    def check_free(runs: str | Path, name: str) -> None:
+        """Refuse the name of a folder that is there.
+
+        Raises:
+            RecordError: With the way out.
+        """
+        path = Path(runs).expanduser().resolve() / name
+        if path.exists():
+            raise RecordError(f"run folder {path} exists; give another name=... or remove it")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

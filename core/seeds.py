@@ -40,12 +40,13 @@ def numpy_generator(seed: int) -> np.random.Generator:
 
 
 @contextmanager
-def seeded_initialisation(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the block and restore it afterwards.
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed torch's global generators inside the block and restore them afterwards.
 
-    Module constructors draw their parameters from the global generator and take no other; this
-    is the only place that touches it.
+    Module constructors draw their parameters from them, and layers such as dropout what they drop;
+    neither takes another generator. Nothing else touches them.
     """
-    with torch.random.fork_rng(devices=[]):
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

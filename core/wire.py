@@ -79,7 +79,7 @@ class RecordSpec:
 
     def violations(self, record: Record) -> list[str]:
         """Ways in which `record` departs from this form, as sentences; empty if it fits."""
-        found = []
+        found, not_finite = [], []
         for name in self.arrays.keys() - record.arrays.keys():
             found.append(f"array {name!r} is missing")
         for name in record.arrays.keys() - self.arrays.keys():
@@ -91,13 +91,16 @@ class RecordSpec:
             if array.dtype.name != spec.dtype:
                 found.append(f"array {name!r} is {array.dtype.name}, expected {spec.dtype}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                found.append(f"array {name!r} holds NaN or infinity")
+                not_finite.append(name)
         for name in set(self.metrics) ^ set(record.metrics):
             kind = "is missing" if name in self.metrics else "was not asked for"
             found.append(f"metric {name!r} {kind}")
         for name, value in record.metrics.items():
             if not np.isfinite(value):
                 found.append(f"metric {name!r} is {value}")
+        if not_finite:
+            others = f" (and {len(not_finite) - 1} more)" if len(not_finite) > 1 else ""
+            found.append(f"array {min(not_finite)!r}{others} holds NaN or infinity")
         return sorted(found)
 
 

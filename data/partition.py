@@ -74,7 +74,7 @@ class Partition:
         """
         try:
             value = json.loads(path.read_text())
-            clients = tuple(np.asarray(c, dtype=np.int64) for c in value["clients"])
+            clients = tuple(_whole_numbers(c, 1) for c in value["clients"])
             partition = cls(
                 scheme=value["scheme"],
                 source=str(value["source"]),
@@ -82,11 +82,11 @@ class Partition:
                 seed=int(value["seed"]),
                 failed_attempts=tuple(FailedAttempt(**a) for a in value["failed_attempts"]),
                 clients=clients,
-                class_counts=np.asarray(value["class_counts"], dtype=np.int64),
+                class_counts=_whole_numbers(value["class_counts"], 2),
             )
         except FileNotFoundError as error:
             raise DataError(f"there is no partition file {path}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise DataError(f"{path} is not a partition file: {error}") from error
         dealt = np.concatenate(clients) if clients else np.zeros(0, dtype=np.int64)
         if len(dealt) and (dealt.min() < 0 or dealt.max() >= partition.num_examples):
@@ -99,3 +99,14 @@ class Partition:
                 f"and images for {len(clients)}"
             )
         return partition
+
+
+def _whole_numbers(values: Any, ndim: int) -> Indices:
+    array = np.asarray(values)
+    if array.size == 0 and array.ndim == ndim:
+        return array.astype(np.int64)
+    if array.ndim != ndim or array.dtype.kind != "i":
+        raise ValueError(
+            f"expected whole numbers in {ndim} dimensions, found {array.dtype} in {array.ndim}"
+        )
+    return array.astype(np.int64)

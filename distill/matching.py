@@ -27,7 +27,7 @@ REAL_CHUNK = 256
 class MatchingConfig:
     """How clients match their images."""
 
-    iterations: int = number(1000, "matching steps per round (T)", least=1)
+    iterations: int = number(1000, "matching steps per round (T)", least=1, most=10_000_000)
     learning_rate: float = number(1.0, "step size of the images (eta_c)", above=0)
     momentum: float = number(0.5, "momentum of the images", least=0, below=1)
     real_batch: int = number(
@@ -43,7 +43,10 @@ class MatchingConfig:
         ["sphere", "ball", "gaussian"],
     )
     weight_sigma: float = number(
-        1.0, "standard deviation of the clipped Gaussian; read by weight-sampling=gaussian", above=0
+        1.0,
+        "standard deviation of the clipped Gaussian",
+        above=0,
+        read_if=("feddm.weight-sampling", ("gaussian",)),
     )
     perturb_norm_affine: bool = flag(True, "draw the norm layers' scales and shifts too")
     first_round: str = choice(
@@ -214,10 +217,9 @@ def match(
     pool = torch.cat([group.real for group in classes])
     offsets = torch.tensor([0, *(len(group.real) for group in classes)]).cumsum(0).tolist()
     kind: AugmentationKind = config.augmentation  # type: ignore[assignment]
-    module = parameters.model.eval()
+    parameters.model.eval()
     losses: list[torch.Tensor] = []
-    module.requires_grad_(False)
-    try:
+    with parameters.frozen():
         for _ in range(config.iterations):
             draw(parameters.values)
             real = pool if whole else pool[_sample(offsets, sizes, generator).to(device)]
@@ -239,8 +241,6 @@ def match(
             )
             losses.append(loss)
             count_step()
-    finally:
-        module.requires_grad_(True)
     return Matched(synthetic, float(losses[0]), float(losses[-1]))
 
 

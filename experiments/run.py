@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from pathlib import Path
 
 from client.app import forget_run
 from core.config import RunConfig
+from core.records import RunFolder
 from engine.simulation import simulate
 from server.app import make_server_app, run_folder_of
-from server.preparation import prepare
+from server.preparation import forget_preparation, prepare
 from server.progress import Progress
 from server.recorder import default_run_name
 
@@ -34,8 +34,9 @@ def run(config: RunConfig, progress: Progress) -> Path:
         RecordError: The run folder is there already or cannot be made.
     """
     named = with_name(config)
-    preparation = prepare(named)
     try:
+        RunFolder.check_free(named.runs, named.name)
+        preparation = prepare(named)
         simulate(
             make_server_app(progress),
             CLIENT_APP,
@@ -45,10 +46,10 @@ def run(config: RunConfig, progress: Progress) -> Path:
         )
     finally:
         forget_run()
+        forget_preparation()
     return run_folder_of(named.runs, named.name)
 
 
 def with_name(config: RunConfig) -> RunConfig:
     """The configuration with its folder's name settled, so that server and clients agree on it."""
-    name = config.name or default_run_name(config)
-    return dataclasses.replace(config, name=name.replace("{random}", secrets.token_hex(3)))
+    return dataclasses.replace(config, name=config.name or default_run_name(config))

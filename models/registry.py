@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from core.config import ModelConfig
 from core.errors import ConfigError, Problem
 from core.plugins import is_plugin, load_plugin
-from core.seeds import seeded_initialisation
+from core.seeds import seeded_globals
 from models.convnet import ConvNet
 
 ImageShape = tuple[int, int, int]
@@ -54,7 +54,7 @@ def build_model(
         ConfigError: The name is unknown, the image too small for the depth, a key is given that
             the model does not read, or the plugin does not yield such a model.
     """
-    with seeded_initialisation(seed):
+    with seeded_globals(seed):
         if is_plugin(config.name):
             _refuse_unread(config)
             return _plugin(config, image_shape, num_classes)
@@ -131,6 +131,7 @@ def _plugin(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> n
         if not isinstance(logits, torch.Tensor) or logits.shape != (2, num_classes):
             given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits)
             raise ValueError(f"a batch of 2 gave {given}, not logits of {(2, num_classes)}")
+        _refuse_unfit_state(model)
     except Exception as error:
         rule = (
             f"must be a function (image_shape, num_classes) that returns a torch.nn.Module for "
@@ -138,6 +139,15 @@ def _plugin(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> n
         )
         raise ConfigError([Problem("model.name", config.name, rule)]) from error
     return model
+
+
+def _refuse_unfit_state(model: nn.Module) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("it has no trainable parameter")
+    for name, value in model.state_dict().items():
+        trained = isinstance(value, torch.Tensor) and value.is_floating_point()
+        if trained and value.dtype != torch.float32:
+            raise TypeError(f"{name} is {value.dtype}; parameters and buffers must be float32")
 
 
 def _refuse_unread(config: ModelConfig) -> None:

@@ -269,6 +269,7 @@ def client_accuracy(methods: Sequence[Method]) -> Figure:
             for run in method.runs
             if run.final is not None
             for client, accuracy in enumerate(run.final.client_accuracy or [])
+            if accuracy is not None
         ]
         worst = [
             min((p for p in points if p[2] == seed), key=lambda p: p[0])

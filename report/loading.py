@@ -295,7 +295,7 @@ def _problem(record: RoundRecord) -> str | None:
     if not (_is_number(record.bytes_up) and _is_number(record.bytes_down)):
         return "bytes are not numbers"
     clients = record.client_accuracy
-    if clients is not None and not all(_is_number(value) for value in clients):
+    if clients is not None and not all(v is None or _is_number(v) for v in clients):
         return "client accuracies are not numbers"
     if record.worst_client_accuracy is not None and not _is_number(record.worst_client_accuracy):
         return "the worst client's accuracy is no number"

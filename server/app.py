@@ -31,7 +31,7 @@ def make_server_app(progress: Progress) -> ServerApp:
         try:
             Federation(grid, preparation, recorder, progress).run()
             status = "complete"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             status = "interrupted"
             raise
         except Exception as error:

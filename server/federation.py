@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
@@ -14,7 +16,7 @@ from core.metrics import expected_accuracy
 from core.parameters import ParameterVector
 from core.progress import StepCounter
 from core.records import ClientRecord, RoundRecord
-from core.seeds import derive_seed
+from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
 from server.nodes import nodes_by_partition
 from server.prediction import reply_spec, request_settings
@@ -66,7 +68,8 @@ class Federation:
         """All rounds.
 
         Raises:
-            RunError: Nodes are missing, or every client failed in the first round.
+            RunError: Nodes are missing, every client failed in the first or the last round, or the
+                model diverged. In between, a round without replies leaves the model as it was.
         """
         preparation, config = self._preparation, self._preparation.config
         strategy = preparation.strategy
@@ -79,6 +82,7 @@ class Federation:
         began = time.perf_counter()
         nodes = nodes_by_partition(self._grid, len(self._order))
         state = ServerState(preparation.initial_weights)
+        received: list[Received] = []
         self._record(0, RoundOutcome(state, {}), [], 0.0, began, began)
         for number in range(1, config.rounds + 1):
             started = time.perf_counter()
@@ -89,13 +93,18 @@ class Federation:
                 if item.reply is not None:
                     accumulator = strategy.add(accumulator, item.reply)
                 received.append(item)
-            self._refuse_hopeless(number, received)
+            if number == 1:
+                _refuse_hopeless("first", received)
             self._progress.server_started()
             served = time.perf_counter()
-            outcome = strategy.finish(state, accumulator, self._server_task(number))
+            task = self._server_task(number)
+            with seeded_globals(derive_seed(task.seed, "layers")):
+                outcome = strategy.finish(state, accumulator, task)
+            _refuse_divergence(number, outcome)
             server_s = time.perf_counter() - served
             state = outcome.state
             self._record(number, outcome, received, server_s, started, began)
+        _refuse_hopeless("last", received)
 
     def _exchange(
         self, round: int, state: ServerState, nodes: Mapping[int, int]
@@ -179,15 +188,6 @@ class Federation:
         departures = reply_spec(strategy, shape, round).violations(reply.record)
         return departures or strategy.check_reply(reply, shape)
 
-    def _refuse_hopeless(self, round: int, received: list[Received]) -> None:
-        failures = [item for item in received if item.reply is None]
-        if round == 1 and received and len(failures) == len(received):
-            first = failures[0]
-            raise RunError(
-                f"all {len(failures)} clients failed in the first round; client "
-                f"{first.record.partition_id}: {first.trace or first.record.failure}"
-            )
-
     def _server_task(self, round: int) -> ServerTask:
         preparation = self._preparation
         return ServerTask(
@@ -211,7 +211,10 @@ class Federation:
         judged_from = time.perf_counter()
         judged = None
         if self._preparation.config.evaluates(round):
-            judged = outcome.evaluation or self._evaluate(outcome.state)
+            if round == 0 or self._preparation.strategy.has_global_model:
+                judged = self._evaluate(outcome.state)
+            else:
+                judged = outcome.evaluation
         ended = time.perf_counter()
         clients = sorted((item.record for item in received), key=lambda c: c.partition_id)
         train_s = [item.train_s for item in received]
@@ -220,7 +223,7 @@ class Federation:
             validation=judged.validation if judged else None,
             test=judged.test if judged else None,
             client_accuracy=judged.client_accuracy if judged else None,
-            worst_client_accuracy=min(judged.client_accuracy) if judged else None,
+            worst_client_accuracy=_worst(judged.client_accuracy) if judged else None,
             bytes_down=sum(client.bytes_down for client in clients),
             bytes_up=sum(client.bytes_up for client in clients),
             clients=clients,
@@ -250,6 +253,31 @@ class Federation:
                 for shape in self._shapes
             ],
         )
+
+
+def _refuse_hopeless(which: str, received: list[Received]) -> None:
+    failures = [item for item in received if item.reply is None]
+    if received and len(failures) == len(received):
+        first = failures[0]
+        raise RunError(
+            f"all {len(failures)} clients failed in the {which} round; client "
+            f"{first.record.partition_id}: {first.trace or first.record.failure}"
+        )
+
+
+def _refuse_divergence(round: int, outcome: RoundOutcome) -> None:
+    weights = outcome.state.weights.values()
+    if not all(torch.isfinite(w).all() for w in weights) or not all(
+        math.isfinite(value) for value in outcome.metrics.values()
+    ):
+        raise RunError(
+            f"the model diverged in round {round}: its weights or its loss are no longer finite; "
+            "lower the learning rate"
+        )
+
+
+def _worst(client_accuracy: list[float | None]) -> float | None:
+    return min((accuracy for accuracy in client_accuracy if accuracy is not None), default=None)
 
 
 def in_order(items: Iterable[Received], order: list[int]) -> Iterator[Received]:

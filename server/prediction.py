@@ -54,7 +54,13 @@ def predict_bytes(preparation: Preparation) -> PredictedBytes:
     strategy = preparation.strategy
     clients = preparation.client_shapes() if strategy.asks_clients else []
     rounds = range(1, preparation.config.rounds + 1)
-    return PredictedBytes(
-        down=[[request_spec(strategy, c, r).num_bytes() for c in clients] for r in rounds],
-        up=[[reply_spec(strategy, c, r).num_bytes() for c in clients] for r in rounds],
-    )
+    forms: dict[bool, tuple[list[int], list[int]]] = {}
+    for number in rounds:
+        evaluated = preparation.config.evaluates(number)
+        if evaluated not in forms:
+            forms[evaluated] = (
+                [request_spec(strategy, c, number).num_bytes() for c in clients],
+                [reply_spec(strategy, c, number).num_bytes() for c in clients],
+            )
+    chosen = [forms[preparation.config.evaluates(number)] for number in rounds]
+    return PredictedBytes([down for down, _ in chosen], [up for _, up in chosen])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from strategies.base import Mosaic, ServerState
 from strategies.table import config_keys
 
 CHECKPOINTS_KEPT = 2
+_ALWAYS_TOLD = {"strategy", "seed", "engine.client-threads", "engine.server-threads"}
 
 
 class Recorder:
@@ -123,12 +125,15 @@ class Recorder:
 
 
 def reproducing_command(config: RunConfig) -> str:
-    """The command line that makes the same run again: every key that is not at its default."""
+    """The command line that makes the same run again: every key that is not at its default.
+
+    Strategy, seed and thread counts are told in any case: defaults of later versions may differ.
+    """
     defaults = {key.name: key.default for key in config_keys()}
     words = [
         shlex.quote(f"{name}={str(value).lower() if isinstance(value, bool) else value}")
         for name, value in config.flat().items()
-        if name not in {"name", "runs"} and value != defaults.get(name)
+        if name in _ALWAYS_TOLD or (name not in {"name", "runs"} and value != defaults.get(name))
     ]
     return " ".join(["tessera", "run", *words])
 
@@ -165,10 +170,11 @@ def with_nearest_images(
 
 
 def default_run_name(config: RunConfig) -> str:
-    """A name for a run folder; ``{random}`` in it is filled in when the folder is made."""
+    """A name for a run folder, with six random hex digits."""
     method = Path(config.strategy.partition(":")[0]).stem
     source = Path(config.data.source.partition(":")[0]).stem
-    return f"{method}-{source}-seed{config.seed}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{{random}}"
+    unique = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    return f"{method}-{source}-seed{config.seed}-{unique}"
 
 
 def _now() -> str:

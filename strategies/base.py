@@ -50,6 +50,7 @@ from core.parameters import NamedTensors, ParameterVector
 from core.records import EvaluationRecord
 from core.seeds import derive_seed
 from core.wire import Array, ArraySpec, Metric, Record, RecordSpec
+from privacy.statement import ImagesSent
 
 Split = Literal["validation", "test"]
 
@@ -204,12 +205,13 @@ class FederatedEvaluation:
     Attributes:
         validation: Over all clients' models.
         test: Over all clients' models.
-        client_accuracy: Each client's expected test accuracy on its own label distribution.
+        client_accuracy: By partition id, each client's expected test accuracy on its own label
+            distribution; None for one that did not tell.
     """
 
     validation: EvaluationRecord
     test: EvaluationRecord
-    client_accuracy: list[float]
+    client_accuracy: list[float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +231,19 @@ class Strategy(ABC):
         name: As the configuration names it; prefix of its own section of keys.
         sections: Frozen dataclasses of the configuration sections that it reads.
         images_sent: Whether images leave clients, for the privacy statement and the report.
+        step_name: What an inner step of a client is, for progress.
         asks_clients: False for a method that has no clients.
+        has_global_model: False for a method whose server holds no trained model; its `finish` gives
+            the evaluation.
         sends_weights: Whether clients receive the global model each round.
     """
 
     name: ClassVar[str]
     sections: ClassVar[Mapping[str, type]] = {}
-    images_sent: ClassVar[Literal["none", "synthetic", "raw"]]
+    images_sent: ClassVar[ImagesSent]
+    step_name: ClassVar[str] = "training"
     asks_clients: ClassVar[bool] = True
+    has_global_model: ClassVar[bool] = True
     sends_weights: ClassVar[bool] = True
 
     def __init__(self, config: RunConfig) -> None:
@@ -262,7 +269,8 @@ class Strategy(ABC):
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
         """Form of this client's reply in `round`, ``train_s`` included.
 
-        Its size is predicted from it, and a reply that departs from it is refused.
+        Its size is predicted from it, and a reply that departs from it is refused. `round` may
+        matter only by whether ``config.evaluates(round)``.
         """
 
     def client_steps(self, client: ClientShape) -> int:

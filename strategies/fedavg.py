@@ -92,9 +92,11 @@ class FedAvg(Strategy):
         return ClientUpdate(arrays_of(weights_of(task.parameters.model)), metrics)
 
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
-        """A client counts in proportion to its examples, so there must be some."""
+        """A client counts in proportion to its examples, so it must not invent any."""
         count = reply.record.metrics["num_examples"]
-        return [] if count >= 1 else [f"num_examples is {count}, expected at least 1"]
+        if count == client.num_examples:
+            return []
+        return [f"num_examples is {count}, but the client holds {client.num_examples}"]
 
     def begin(self, state: ServerState) -> WeightedSum:
         """An empty sum."""

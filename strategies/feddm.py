@@ -47,6 +47,7 @@ class FedDM(MosaicStrategy):
 
     name = "feddm"
     images_sent = "synthetic"
+    step_name = "matching"
     sections: ClassVar[Mapping[str, type]] = {"mosaic": MosaicConfig, "feddm": MatchingConfig}
     image_metrics = ("matching_loss_first", "matching_loss_last")
 

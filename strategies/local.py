@@ -46,6 +46,7 @@ class Local(Strategy):
     name = "local"
     images_sent = "none"
     sends_weights = False
+    has_global_model = False
 
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
         """Two metrics; a confusion matrix and a loss for each split in evaluated rounds."""
@@ -117,11 +118,12 @@ class Local(Strategy):
         replies = sorted(accumulator, key=lambda reply: reply.partition_id)
         losses = [float(reply.record.metrics["train_loss"]) for reply in replies]
         evaluation = None
+        told = {r.partition_id: float(r.record.metrics.get("own_accuracy", 0)) for r in replies}
         if self.config.evaluates(task.round):
             evaluation = FederatedEvaluation(
                 _mean_evaluation(replies, "validation"),
                 _mean_evaluation(replies, "test"),
-                [float(reply.record.metrics["own_accuracy"]) for reply in replies],
+                [told.get(k) for k in range(self.config.partition.clients)],
             )
         return RoundOutcome(state, {"train_loss": sum(losses) / len(losses)}, None, evaluation)
 

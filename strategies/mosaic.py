@@ -65,7 +65,7 @@ class MosaicConfig:
     momentum: float = number(0.9, "SGD momentum of the server", least=0, below=1)
     weight_decay: float = number(5e-4, "SGD weight decay of the server", least=0)
     batch_size: int = number(256, "synthetic images per step of the server", least=1)
-    epochs: int = number(500, "server passes over all images received", least=1)
+    epochs: int = number(500, "server passes over all images received", least=1, most=1_000_000)
     lr_decay: str = choice(
         "none", "constant learning rate, or a tenth from half-way on", ["none", "half"]
     )
@@ -189,7 +189,11 @@ class MosaicStrategy(Strategy):
             ]
         last = len(client.class_counts) - 1
         wrong = labels[(labels < 0) | (labels > last)]
-        return [f"holds label {wrong[0]}, expected 0 to {last}"] if wrong.size else []
+        reasons = [f"holds label {wrong[0]}, expected 0 to {last}"] if wrong.size else []
+        counts = reply.record.arrays.get("class_counts")
+        if counts is not None and counts.tolist() != list(client.class_counts):
+            reasons.append("class_counts are not those of the images that the client holds")
+        return reasons
 
     def begin(self, state: ServerState) -> list[Reply]:
         """No replies yet; the server trains on all sets at once."""

@@ -5,11 +5,14 @@ A new built-in method is one file and one line here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import get_args
 
 from core.config import Key, RunConfig, keys, parse
 from core.errors import ConfigError, Problem
 from core.plugins import is_plugin, load_plugin
+from privacy.statement import ImagesSent
 from strategies.base import Strategy
 from strategies.centralized import Centralized
 from strategies.fedavg import FedAvg
@@ -35,10 +38,39 @@ def strategy_class(name: str) -> type[Strategy]:
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         rule = "must be a subclass of strategies.base.Strategy"
         raise ConfigError([Problem("strategy", name, rule)])
-    if found.name in STRATEGIES and STRATEGIES[found.name] is not found:
-        rule = f"its name {found.name!r} is a built-in strategy's; give it another"
-        raise ConfigError([Problem("strategy", name, rule)])
+    problems = [Problem("strategy", name, rule) for rule in _faults(found)]
+    if problems:
+        raise ConfigError(problems)
     return found
+
+
+def _faults(kind: type[Strategy]) -> list[str]:
+    """What keeps a user's class from being a strategy, as sentences."""
+    faults = []
+    title = getattr(kind, "name", None)
+    if not isinstance(title, str) or not title:
+        faults.append('it has no name; give the class one, such as name = "mine"')
+    elif title in STRATEGIES and STRATEGIES[title] is not kind:
+        faults.append(f"its name {title!r} is a built-in strategy's; give it another")
+    if getattr(kind, "images_sent", None) not in get_args(ImagesSent):
+        faults.append(f"its images_sent must be one of {', '.join(get_args(ImagesSent))}")
+    if kind.__abstractmethods__:
+        faults.append(f"it lacks {', '.join(sorted(kind.__abstractmethods__))}")
+    taken = {field.name.replace("_", "-") for field in dataclasses.fields(RunConfig)}
+    builtin = {t: s for strategy in STRATEGIES.values() for t, s in strategy.sections.items()}
+    for section, options in kind.sections.items():
+        if section in taken or builtin.get(section, options) is not options:
+            faults.append(f"its section {section!r} is taken; give it another name")
+        elif not dataclasses.is_dataclass(options):
+            faults.append(f"its section {section!r} is no dataclass")
+        else:
+            faults += [
+                f"{section}.{field.name} has no rule; declare it with core.config.number, choice, "
+                "flag or text"
+                for field in dataclasses.fields(options)
+                if "rule" not in field.metadata
+            ]
+    return faults
 
 
 def parse_config(flat: Mapping[str, object]) -> RunConfig:

@@ -56,10 +56,10 @@ def client_reply(
     return from_flower(to_flower(record))
 
 
-def server_task(preparation: Preparation) -> ServerTask:
+def server_task(preparation: Preparation, seed: int = 5) -> ServerTask:
     return ServerTask(
         round=1,
-        seed=5,
+        seed=seed,
         parameters=ParameterVector(preparation.workload.build_model(98)),
         workload=preparation.workload,
         device=torch.device("cpu"),
@@ -187,3 +187,52 @@ def test_records_read_back_as_written(federate: Federate) -> None:
         parse_config(folder.read_json("config")).identity() == folder.read_json("run")["identity"]
     )
     assert isinstance(parse_config(folder.read_json("config")), RunConfig)
+
+
+@pytest.mark.parametrize("prepared", ["feddm", "real-images", "centralized"], indirect=True)
+def test_a_server_that_trains_uses_its_seed(prepared: Preparation) -> None:
+    """Shuffles are all that the server draws; batches must be smaller than the set."""
+    config = parse_config(
+        {**prepared.config.flat(), "train.batch-size": 16}
+        | ({} if prepared.config.strategy == "centralized" else {"mosaic.batch-size": 4})
+    )
+    again = prepare(config)
+    state, strategy = ServerState(again.initial_weights), again.strategy
+    trained = []
+    for seed in (5, 5, 6):
+        accumulator = strategy.begin(state)
+        if strategy.asks_clients:
+            accumulator = strategy.add(accumulator, Reply(0, client_reply(again, 0)))
+        trained.append(strategy.finish(state, accumulator, server_task(again, seed)).state.weights)
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+    assert any(not torch.equal(trained[0][name], trained[2][name]) for name in trained[0])
+
+
+DROPOUT = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5))
+        self.classifier = nn.Linear(16, classes)
+
+    def embed(self, x):
+        return self.body(x)
+
+    def forward(self, x):
+        return self.classifier(self.embed(x))
+
+def build(image_shape, num_classes):
+    return Net(num_classes)
+"""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_layers_that_draw_repeat_too(name: str, federate: Federate, tmp_path: Path) -> None:
+    (tmp_path / "dropping.py").write_text(DROPOUT)
+    keys = {k: v for k, v in tiny_keys(name).items() if k != "model.width"}
+    keys["model.name"] = f"{tmp_path / 'dropping.py'}:build"
+    first = federate(keys)
+    torch.rand(7)
+    assert timeless(first) == timeless(federate(keys))

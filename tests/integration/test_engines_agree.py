@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.records import RunFolder
+from tests.conformance.test_strategies import DROPOUT
 from tests.conftest import Federate, tiny_keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,12 +41,20 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "partition.json").read_text() == (second / "partition.json").read_text()
 
 
-@pytest.mark.parametrize("strategy", ["feddm", "fedavg", "local"])
+@pytest.mark.parametrize("strategy", ["feddm", "real-images", "local"])
 def test_one_or_two_actors_and_in_process_agree(strategy: str, federate: Federate) -> None:
     in_process = federate(tiny_keys(strategy))
     for workers in (1, 2):
         on_ray = federate(tiny_keys(strategy, engine__kind="ray", engine__workers=workers))
         assert_same_run(in_process, on_ray)
+
+
+def test_layers_that_draw_do_not_depend_on_the_actor(federate: Federate, tmp_path: Path) -> None:
+    (tmp_path / "dropping.py").write_text(DROPOUT)
+    keys = {k: v for k, v in tiny_keys("fedavg").items() if k != "model.width"}
+    keys["model.name"] = f"{tmp_path / 'dropping.py'}:build"
+    on_ray = federate({**keys, "engine.kind": "ray", "engine.workers": 2})
+    assert_same_run(federate(keys), on_ray)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ FAULTS = [
     ("shape", "has shape"),
     ("dtype", "is float64, expected float32"),
     ("key", "'extra' was not asked for"),
-    ("count", "num_examples is -5, expected at least 1"),
+    ("count", "num_examples is -5, but the client holds "),
     ("metric", "'train_loss' is missing"),
 ]
 
@@ -99,3 +99,71 @@ def test_a_first_round_without_any_reply_ends_the_run(
     assert "ArithmeticError" in status["failure"]
     assert [record.round for record in folder.read_rounds()] == [0]
     assert not folder.progress.exists()
+
+
+LATER = """
+from strategies.{module} import {base}
+
+class Later({base}):
+    name = "later"
+
+    def client_update(self, task):
+        if task.round == {round} and task.partition_id in {clients}:
+            raise ArithmeticError("gave up")
+        return super().client_update(task)
+"""
+
+
+def write_later(tmp_path: Path, base: str, round_number: int, clients: str) -> str:
+    path = tmp_path / "later.py"
+    module = base.lower()
+    path.write_text(LATER.format(module=module, base=base, round=round_number, clients=clients))
+    return f"{path}:Later"
+
+
+def test_a_round_without_replies_leaves_the_model_as_it_was(
+    federate: Federate, tmp_path: Path
+) -> None:
+    strategy = write_later(tmp_path, "FedAvg", 2, "{0, 1, 2}")
+    records = RunFolder.open(federate({**TINY, "strategy": strategy, "rounds": 3})).read_rounds()
+    assert records[2].test == records[1].test != records[3].test
+    assert all(client.failure for client in records[2].clients)
+
+
+def test_a_last_round_without_replies_is_a_failed_run(federate: Federate, tmp_path: Path) -> None:
+    strategy = write_later(tmp_path, "FedAvg", 2, "{0, 1, 2}")
+    with pytest.raises(RunError, match="failed in the last round"):
+        federate({**TINY, "strategy": strategy})
+    (path,) = (tmp_path / "runs").iterdir()
+    assert RunFolder.open(path).read_json("run")["status"] == "failed"
+    assert len(RunFolder.open(path).read_rounds()) == 3
+
+
+def test_local_never_shows_a_model_that_no_client_has(federate: Federate, tmp_path: Path) -> None:
+    strategy = write_later(tmp_path, "Local", 2, "{0, 1, 2}")
+    records = RunFolder.open(federate({**TINY, "strategy": strategy, "rounds": 3})).read_rounds()
+    assert records[2].test is None
+    assert records[2].client_accuracy is None
+    assert records[3].test is not None
+
+
+def test_local_keeps_each_clients_place_when_one_fails(federate: Federate, tmp_path: Path) -> None:
+    strategy = write_later(tmp_path, "Local", 2, "{0}")
+    records = RunFolder.open(federate({**TINY, "strategy": strategy})).read_rounds()
+    whole = RunFolder.open(federate({**TINY, "strategy": "local"})).read_rounds()
+    found, expected = records[2].client_accuracy, whole[2].client_accuracy
+    assert found is not None
+    assert expected is not None
+    assert found == [None, *expected[1:]]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"strategy": "centralized", "train.learning-rate": 1e30},
+        {"strategy": "real-images", "mosaic.ball": False, "mosaic.learning-rate": 1e30},
+    ],
+)
+def test_divergence_on_the_server_is_named(keys: dict[str, object], federate: Federate) -> None:
+    with pytest.raises(RunError, match=r"diverged in round 1.*lower the learning rate"):
+        federate({**TINY, **keys})

@@ -48,7 +48,7 @@ def test_all_problems_come_at_once() -> None:
         }
     )
     assert len(found) == 8
-    assert found["rounds"] == "rounds=0: must be a whole number at least 1"
+    assert found["rounds"] == "rounds=0: must be a whole number at least 1 and at most 100000"
     assert "did you mean partition.alpha?" in found["alpha"]
     assert "did you mean fedavg" in found["strategy"]
     assert "did you mean cifar10" in found["data.source"]
@@ -115,3 +115,51 @@ def test_identity_follows_the_content_of_a_users_file(tmp_path: Path) -> None:
         path.write_text(content)
         identities.append(parse_config({"model.name": f"{path}:x"}).identity())
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_identity_follows_the_content_of_a_partition_file(tmp_path: Path) -> None:
+    path = tmp_path / "partition.json"
+    identities = []
+    for content in ("{}", "{}", "[]"):
+        path.write_text(content)
+        identities.append(parse_config({"partition.file": str(path)}).identity())
+    assert identities[0] == identities[1] != identities[2]
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        {"partition.scheme": "iid", "partition.alpha": 0.3},
+        {"partition.classes-per-client": 3},
+        {"feddm.weight-sigma": 2.0},
+        {"engine.kind": "in-process", "engine.workers": 4},
+    ],
+)
+def test_a_key_that_another_key_leaves_unread_is_refused(flat: dict[str, object]) -> None:
+    found = problems_of(flat)
+    assert len(found) == 1
+    assert "is read only with" in next(iter(found.values()))
+
+
+WRONG = {
+    "no_name": ("", "it has no name"),
+    "no_images_sent": ('name = "a"', "images_sent must be one of none, synthetic, raw"),
+    "abstract": ('name = "a"; images_sent = "none"', "it lacks add, begin"),
+    "taken": (
+        'name = "a"; images_sent = "none"; sections = {"train": object}',
+        "section 'train' is taken",
+    ),
+    "builtin": ('name = "fedavg"; images_sent = "none"', "is a built-in strategy's"),
+}
+
+
+@pytest.mark.parametrize(("body", "reason"), WRONG.values(), ids=list(WRONG))
+def test_a_users_class_that_is_no_strategy_is_refused(
+    body: str, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"from strategies.base import Strategy\nclass Mine(Strategy):\n    {body or 'pass'}\n"
+    )
+    with pytest.raises(ConfigError, match=reason):
+        parse_config({"strategy": f"{path}:Mine"})

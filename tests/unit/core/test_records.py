@@ -67,8 +67,6 @@ def test_a_damaged_line_is_refused_with_its_number(folder: RunFolder, line: byte
 def test_a_run_folder_is_never_reused(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="exists"):
         RunFolder.create(tmp_path / "runs", "one")
-    names = {RunFolder.create(tmp_path / "runs", "x-{random}").path.name for _ in range(5)}
-    assert len(names) == 5
 
 
 def test_only_run_folders_are_opened(tmp_path: Path) -> None:

@@ -104,6 +104,17 @@ def pair(image_shape, num_classes):
             return x, x
     return Pair()
 
+def bare(image_shape, num_classes):
+    class Bare(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :num_classes]
+    return Bare()
+
+def halved(image_shape, num_classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+    net.register_buffer("scale", torch.ones(1, dtype=torch.bfloat16))
+    return net
+
 def fails(image_shape, num_classes):
     return nn.Linear(3, num_classes)
 """
@@ -148,6 +159,8 @@ def test_a_users_lazy_layers_are_made(plugin: str) -> None:
         ("one_too_many", r"a batch of 2 gave \(2, 4\), not logits of \(2, 3\)"),
         ("pair", r"a batch of 2 gave .*tuple"),
         ("fails", r"RuntimeError: "),
+        ("bare", r"no trainable parameter"),
+        ("halved", r"scale is torch.bfloat16"),
         ("absent", "defines no 'absent'"),
     ],
 )

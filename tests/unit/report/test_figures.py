@@ -175,7 +175,7 @@ def test_the_worst_client_of_each_seed_is_ringed(methods: tuple[Method, ...]) ->
         assert ring["x"] == [100 * (final.worst_client_accuracy or 0) for final in finals]
         for (client, seed), final in zip(ring["customdata"], finals, strict=True):
             assert final.client_accuracy is not None
-            assert client == int(np.argmin(final.client_accuracy))
+            assert client == int(np.argmin(np.array(final.client_accuracy, dtype=float)))
             assert seed in method.seeds
 
 
