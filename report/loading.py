@@ -248,12 +248,9 @@ def _read_config(folder: RunFolder) -> dict[str, Scalar]:
 
 def _read_partition(folder: RunFolder) -> Partition:
     try:
-        partition = Partition.read(folder.partition)
+        return Partition.read(folder.partition)
     except DataError as error:
         raise RecordError(str(error)) from error
-    if partition.class_counts.ndim != 2:
-        raise RecordError(f"{folder.partition} has class counts that are not clients x classes")
-    return partition
 
 
 def _read_privacy(folder: RunFolder) -> PrivacyStatement:

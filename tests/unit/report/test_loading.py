@@ -185,7 +185,7 @@ def test_records_of_unequal_class_counts_are_refused(make_run: MakeRun) -> None:
 def test_class_counts_of_one_axis_are_refused(make_run: MakeRun) -> None:
     path = make_run(rounds=1)
     edit_json(path / "partition.json", class_counts=[100] * 10)
-    with pytest.raises(RecordError, match="not clients x classes"):
+    with pytest.raises(RecordError, match="whole numbers in 2 dimensions"):
         load_run(path)
 
 
