@@ -181,6 +181,8 @@ class RunFolder:
             RecordError: There is no folder, or it is not a run's.
         """
         resolved = Path(path).expanduser().resolve()
+        if not resolved.exists():
+            raise RecordError(f"there is no folder {resolved}")
         if not (resolved / "config.json").is_file():
             raise RecordError(f"{resolved} is not a run folder: it has no config.json")
         return cls(resolved)

@@ -108,6 +108,33 @@ def test_predicted_bytes_are_the_measured_ones(name: str, federate: Federate) ->
     assert predicted.total_down == sum(record.bytes_down for record in measured)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("feddm", {"mosaic.image-dtype": "uint8", "mosaic.weighting": "counts"}),
+        ("feddm", {"mosaic.image-dtype": "float16", "feddm.short-classes": "noise"}),
+        ("feddm", {"feddm.warm-start": True, "feddm.initialisation": "noise"}),
+        ("feddm", {"feddm.augmentation": "dsa", "feddm.weight-sampling": "ball"}),
+        ("feddm", {"feddm.first-round": "fresh", "feddm.perturb-norm-affine": False}),
+        ("real-images", {"mosaic.image-dtype": "uint8", "mosaic.min-examples": 5}),
+        ("fedavg", {"model.name": "resnet18", "partition.scheme": "iid"}),
+    ],
+)
+def test_options_take_effect_and_are_predicted(
+    name: str, options: dict[str, object], federate: Federate
+) -> None:
+    plain = {k: v for k, v in tiny_keys(name, rounds=2).items() if k != "model.width"}
+    plain["partition.alpha"] = 0.1 if "partition.scheme" not in options else 0.5
+    keys = {**plain, **options}
+    predicted = predict_bytes(prepare(parse_config(keys)))
+    records = RunFolder.open(federate(keys)).read_rounds()[1:]
+    assert predicted.up == [[c.bytes_up for c in record.clients] for record in records]
+    assert predicted.down == [[c.bytes_down for c in record.clients] for record in records]
+    assert all(c.failure is None for record in records for c in record.clients)
+    others = RunFolder.open(federate(plain)).read_rounds()[1:]
+    assert [record.test for record in records] != [record.test for record in others]
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_same_seed_same_records_other_seed_other_records(name: str, federate: Federate) -> None:
     first, again = (federate(tiny_keys(name)) for _ in range(2))
