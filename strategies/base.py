@@ -298,6 +298,18 @@ class Strategy(ABC):
         """The server half, once every reply has been added."""
 
 
+class CollectingStrategy(Strategy):
+    """A method whose server needs all replies at once instead of a running sum."""
+
+    def begin(self, state: ServerState) -> list[Reply]:
+        """No replies yet."""
+        return []
+
+    def add(self, accumulator: list[Reply], reply: Reply) -> list[Reply]:
+        """Keep the reply."""
+        return [*accumulator, reply]
+
+
 def model_seed(config: RunConfig) -> int:
     """Seed of the initial model, the same wherever it is built."""
     return derive_seed(config.seed, "model")

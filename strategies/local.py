@@ -27,12 +27,12 @@ from strategies.base import (
     ClientShape,
     ClientTask,
     ClientUpdate,
+    CollectingStrategy,
     FederatedEvaluation,
     Reply,
     RoundOutcome,
     ServerState,
     ServerTask,
-    Strategy,
     model_seed,
 )
 from strategies.local_sgd import num_steps, train_locally
@@ -40,7 +40,7 @@ from strategies.local_sgd import num_steps, train_locally
 _SPLITS = ("validation", "test")
 
 
-class Local(Strategy):
+class Local(CollectingStrategy):
     """The control without communication; see the module's table."""
 
     name = "local"
@@ -100,14 +100,6 @@ class Local(Strategy):
             for name, array in reply.record.arrays.items()
             if array.min() < 0 or array.sum() < 1
         ]
-
-    def begin(self, state: ServerState) -> list[Reply]:
-        """No replies yet."""
-        return []
-
-    def add(self, accumulator: list[Reply], reply: Reply) -> list[Reply]:
-        """Keep the reply."""
-        return [*accumulator, reply]
 
     def finish(
         self, state: ServerState, accumulator: list[Reply], task: ServerTask

@@ -24,12 +24,12 @@ from strategies.base import (
     ClientShape,
     ClientTask,
     ClientUpdate,
+    CollectingStrategy,
     Mosaic,
     Reply,
     RoundOutcome,
     ServerState,
     ServerTask,
-    Strategy,
     Workload,
 )
 
@@ -126,7 +126,7 @@ def decode(array: Array, workload: Workload) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
-class MosaicStrategy(Strategy):
+class MosaicStrategy(CollectingStrategy):
     """A method whose clients send labelled images and whose server trains on their union."""
 
     sections: ClassVar[Mapping[str, type]] = {"mosaic": MosaicConfig}
@@ -194,14 +194,6 @@ class MosaicStrategy(Strategy):
         if counts is not None and counts.tolist() != list(client.class_counts):
             reasons.append("class_counts are not those of the images that the client holds")
         return reasons
-
-    def begin(self, state: ServerState) -> list[Reply]:
-        """No replies yet; the server trains on all sets at once."""
-        return []
-
-    def add(self, accumulator: list[Reply], reply: Reply) -> list[Reply]:
-        """Keep the reply."""
-        return [*accumulator, reply]
 
     def finish(
         self, state: ServerState, accumulator: list[Reply], task: ServerTask
