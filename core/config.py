@@ -36,6 +36,9 @@ NOT_SETTINGS = frozenset(
         "engine.workers",
         "engine.gpus-per-worker",
         "engine.round-timeout-s",
+        "sinks.wandb",
+        "sinks.mlflow",
+        "sinks.project",
     }
 )
 """Keys that cannot change a result: names, folders, and where clients run."""
@@ -91,6 +94,7 @@ def choice(
     *,
     plugin: str = "",
     prefixes: Mapping[str, str] | None = None,
+    read_if: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """A key with a closed set of names, and where stated ``FILE.py:NAME`` or ``prefix:VALUE``."""
     names, heads = tuple(choices), dict(prefixes or {})
@@ -106,7 +110,7 @@ def choice(
             or bool(plugin and is_plugin(value))
         )
 
-    rule = Rule(meaning, "one of " + ", ".join(forms), allows, names)
+    rule = Rule(meaning, "one of " + ", ".join(forms), allows, names, read_if)
     return field(default=default, metadata={"rule": rule})
 
 
@@ -169,6 +173,7 @@ class PartitionConfig:
         "dirichlet",
         "how images are dealt to clients",
         ["iid", "dirichlet", "pathological", "quantity"],
+        read_if=("partition.file", ("",)),
     )
     clients: int = number(10, "number of clients (K)", least=1, most=1_000_000)
     alpha: float = number(
@@ -253,6 +258,79 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CohortConfig:
+    """Who is asked in a round."""
+
+    size: int = number(
+        0, "clients whose replies a round takes, drawn anew each round; 0 takes all", least=0
+    )
+    over_sampling: float = number(
+        0.0,
+        "share of further clients asked in each round, so that cohort.size replies come in even "
+        "if some fail; the round closes when they have",
+        least=0,
+        most=10,
+    )
+    max_empty_rounds: int = number(
+        3, "rounds in a row in which no reply counts, after which the run is given up", least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultsConfig:
+    """Failures that are simulated, drawn from the seed for each client and round."""
+
+    dropout_rate: float = number(
+        0.0, "probability that a client asked never answers", least=0, most=1
+    )
+    straggler_rate: float = number(
+        0.0, "probability that a client's reply is delayed", least=0, most=1
+    )
+    straggler_delay_s: float = number(
+        10.0, "mean of that delay, exponential; in simulated seconds, not waited for", above=0
+    )
+    deadline_s: float = number(
+        0.0, "simulated seconds after which a round closes; 0 waits for all", least=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttackConfig:
+    """Clients that are made malicious, drawn from the seed once for the run."""
+
+    kind: str = choice(
+        "none",
+        "what malicious clients do: send the opposite of their update, send it scaled, or train "
+        "on labels in reverse order",
+        ["none", "sign-flip", "scale", "label-flip"],
+    )
+    fraction: float = number(
+        0.2,
+        "share of the clients that are malicious, rounded",
+        least=0,
+        most=1,
+        read_if=("attack.kind", ("sign-flip", "scale", "label-flip")),
+    )
+    factor: float = number(
+        10.0, "what a scaled update is multiplied by", read_if=("attack.kind", ("scale",))
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SinksConfig:
+    """Where figures go besides the run folder and its TensorBoard events."""
+
+    wandb: bool = flag(False, "log to Weights & Biases too; needs the extra tessera-fl[wandb]")
+    mlflow: bool = flag(False, "log to MLflow too; needs the extra tessera-fl[mlflow]")
+    project: str = text(
+        "tessera",
+        "project of Weights & Biases, experiment of MLflow",
+        "a name",
+        lambda value: bool(value.strip()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """A whole run. Field ``a_b`` is the key ``a-b``; a section's field is ``section.a-b``."""
 
@@ -279,6 +357,10 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    cohort: CohortConfig = field(default_factory=CohortConfig)
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    sinks: SinksConfig = field(default_factory=SinksConfig)
     options: Mapping[str, Any] = field(default_factory=dict)
     """The selected strategy's own sections by name, such as ``{"feddm": FedDMOptions(...)}``."""
 
@@ -448,7 +530,35 @@ def parse(
     if problems:
         raise ConfigError(problems)
     options: dict[str, Any] = {name: _build(sections[name], f"{name}.", values) for name in read}
-    return _build(RunConfig, "", values, options=options)
+    config = _build(RunConfig, "", values, options=options)
+    if conflicts := list(_conflicts(config)):
+        raise ConfigError(conflicts)
+    return config
+
+
+def _conflicts(config: RunConfig) -> Iterable[Problem]:
+    """Keys that are allowed one by one and not together."""
+    cohort, faults, clients = config.cohort, config.faults, config.partition.clients
+    if cohort.size > clients:
+        rule = f"must be at most partition.clients={clients}; 0 takes all"
+        yield Problem("cohort.size", str(cohort.size), rule)
+    if cohort.over_sampling and not 0 < cohort.size < clients:
+        rule = (
+            f"adds to cohort.size={cohort.size}, which must be from 1 to {clients - 1}, below "
+            f"partition.clients={clients}, to leave somebody to add"
+        )
+        yield Problem("cohort.over-sampling", f"{cohort.over_sampling:g}", rule)
+    if faults.straggler_rate and not (faults.deadline_s or cohort.over_sampling):
+        rule = "a late reply changes nothing without faults.deadline-s or cohort.over-sampling"
+        yield Problem("faults.straggler-rate", f"{faults.straggler_rate:g}", rule)
+    if not faults.straggler_rate:
+        for key, value, default in (
+            ("faults.deadline-s", faults.deadline_s, 0.0),
+            ("faults.straggler-delay-s", faults.straggler_delay_s, 10.0),
+        ):
+            if value != default:
+                rule = "is read only with faults.straggler-rate above 0; leave it out"
+                yield Problem(key, f"{value:g}", rule)
 
 
 def _build(

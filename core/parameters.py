@@ -29,6 +29,10 @@ class ParameterVector:
         assert parameters, "a model without parameters cannot be trained"
         self.model = model
         self._parameters = parameters
+        names_of: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names_of.setdefault(id(parameter), []).append(name)
+        self._spans: dict[str, tuple[int, int, torch.Size]] = {}
         with torch.no_grad():
             self.values = torch.cat([p.detach().reshape(-1) for p in parameters])
             self.gradient = torch.zeros_like(self.values)
@@ -37,7 +41,25 @@ class ParameterVector:
                 end = start + parameter.numel()
                 parameter.data = self.values[start:end].view(parameter.shape)
                 parameter.grad = self.gradient[start:end].view(parameter.shape)
+                for name in names_of[id(parameter)]:
+                    self._spans[name] = (start, end, parameter.shape)
                 start = end
+
+    def named(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`vector`, shape (d,), cut into views by the parameters' names.
+
+        A parameter that the model holds under two names is there under both.
+        """
+        return {
+            name: vector[start:end].view(shape) for name, (start, end, shape) in self._spans.items()
+        }
+
+    def vector(self, named: NamedTensors) -> torch.Tensor:
+        """The inverse of `named`: one vector, shape (d,), on the parameters' device."""
+        vector = torch.empty_like(self.values)
+        for name, (start, end, _) in self._spans.items():
+            vector[start:end] = named[name].reshape(-1)
+        return vector
 
     def mask(self, module_types: tuple[type[nn.Module], ...]) -> torch.Tensor:
         """A vector with 0 at the own parameters of modules of these types and 1 elsewhere."""
@@ -71,6 +93,12 @@ class ParameterVector:
     def load(self, weights: NamedTensors) -> None:
         """Copy a state dict (parameters and buffers) into the model, in place."""
         self.model.load_state_dict(dict(weights), strict=True)
+
+
+def trainable_names(model: nn.Module) -> tuple[str, ...]:
+    """Names in the state dict that gradients reach, all names of a shared parameter included."""
+    named = model.named_parameters(remove_duplicate=False)
+    return tuple(name for name, parameter in named if parameter.requires_grad)
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -25,11 +25,21 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.errors import RecordError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_SCHEMAS = (1, 2)
+"""Schemas of run folders that this version reads: 1 did not tell apart how a client failed."""
+
+ReplyOutcome = Literal["counted", "refused", "failed", "dropped", "late", "surplus"]
+"""What came of a client's request.
+
+``counted``: its reply was folded in. ``refused``: a reply came and was not valid. ``failed``: the
+client raised, or its node is gone. ``dropped``: a simulated dropout. ``late``: no reply before the
+deadline. ``surplus``: the round had closed with all the replies it takes.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +71,7 @@ class ClientRecord:
         partition_id: Which share of the data the client holds.
         bytes_down: Serialised bytes sent to it.
         bytes_up: Serialised bytes of its reply; 0 where none came.
+        outcome: What came of it.
         failure: Why its reply was not counted; None if it was.
         metrics: What the client reported, such as ``num_examples`` or ``train_loss``.
     """
@@ -68,6 +79,7 @@ class ClientRecord:
     partition_id: int
     bytes_down: int
     bytes_up: int
+    outcome: ReplyOutcome = "counted"
     failure: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -112,18 +124,19 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RoundRecord:
-        """Read back `to_json`.
+        """Read back `to_json`; a record of an older schema is brought up to this one.
 
         Raises:
-            RecordError: Another schema version, or fields that do not fit.
+            RecordError: A schema that this version does not read, or fields that do not fit.
         """
-        if values.get("schema") != SCHEMA_VERSION:
-            raise RecordError(
-                f"round record has schema {values.get('schema')!r}; this version of "
-                f"Tessera reads schema {SCHEMA_VERSION}"
-            )
+        refuse_unknown_schema("round record", values.get("schema"))
         try:
-            fields = dict(values)
+            fields = dict(values) | {"schema": SCHEMA_VERSION}
+            if values["schema"] == 1:
+                fields["clients"] = [
+                    {**c, "outcome": "counted" if c["failure"] is None else "failed"}
+                    for c in values["clients"]
+                ]
             for split in ("validation", "test"):
                 if fields[split] is not None:
                     fields[split] = EvaluationRecord(**fields[split])
@@ -281,6 +294,19 @@ class RunFolder:
                 yield RoundRecord.from_json(value)
             except ValueError as error:
                 raise RecordError(f"{self.rounds} line {number}: {error}") from error
+
+
+def refuse_unknown_schema(what: str, schema: object) -> None:
+    """Refuse what another version of Tessera wrote in a form that this one does not read.
+
+    Raises:
+        RecordError: `schema` is not one of `READABLE_SCHEMAS`.
+    """
+    if schema not in READABLE_SCHEMAS:
+        readable = " and ".join(map(str, READABLE_SCHEMAS))
+        raise RecordError(
+            f"{what} has schema {schema!r}; this version of Tessera reads schemas {readable}"
+        )
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from core.config import Scalar
 from core.errors import DataError, RecordError
-from core.records import SCHEMA_VERSION, EvaluationRecord, RoundRecord, RunFolder
+from core.records import EvaluationRecord, RoundRecord, RunFolder, refuse_unknown_schema
 from data.partition import Partition
 
 STATUSES = ("running", "complete", "failed", "interrupted")
@@ -159,11 +159,7 @@ def load_run(path: Path) -> LoadedRun:
     """
     folder = RunFolder.open(path)
     run, run_file = folder.read_json("run"), folder.path / "run.json"
-    if run.get("schema") != SCHEMA_VERSION:
-        raise RecordError(
-            f"{run_file} has schema {run.get('schema')!r}; this version of Tessera reads "
-            f"schema {SCHEMA_VERSION}"
-        )
+    refuse_unknown_schema(str(run_file), run.get("schema"))
     if run.get("status") not in STATUSES:
         raise RecordError(
             f"{run_file} has status {run.get('status')!r}; it is one of {', '.join(STATUSES)}"

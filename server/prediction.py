@@ -40,7 +40,7 @@ def request_settings(round: int, acknowledged_round: int) -> Mapping[str, Settin
 
 def request_spec(strategy: Strategy, client: ClientShape, round: int) -> RecordSpec:
     """Form of the request a client receives in `round`."""
-    return RecordSpec(strategy.broadcast_spec(client.weights), (), request_settings(round, 0))
+    return RecordSpec(strategy.broadcast_spec(client.model), (), request_settings(round, 0))
 
 
 def reply_spec(strategy: Strategy, client: ClientShape, round: int) -> RecordSpec:

@@ -13,7 +13,7 @@ from core.device import resolve_device
 from core.parameters import NamedTensors, weights_of
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
-from strategies.base import ClientShape, Strategy, model_seed, spec_of
+from strategies.base import ClientShape, ModelForm, Strategy, model_seed
 from strategies.table import build_strategy, parse_config
 from workloads.vision import ImageClassification, forget_workloads, open_workload
 
@@ -40,9 +40,9 @@ class Preparation:
 
     def client_shapes(self) -> list[ClientShape]:
         """Every client by partition id."""
-        weights = spec_of(self.initial_weights)
+        form = ModelForm.of(self.model)
         return [
-            ClientShape(partition_id, tuple(counts), weights, self.workload.input_shape)
+            ClientShape(partition_id, tuple(counts), form, self.workload.input_shape)
             for partition_id, counts in enumerate(self.partition.class_counts.tolist())
         ]
 

@@ -36,7 +36,7 @@ The smallest one there is counts examples. It trains nothing, yet fills every pa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -45,8 +45,9 @@ import torch
 from torch import nn
 
 from core.config import RunConfig
+from core.errors import Problem
 from core.examples import Examples
-from core.parameters import NamedTensors, ParameterVector
+from core.parameters import NamedTensors, ParameterVector, trainable_names
 from core.records import EvaluationRecord
 from core.seeds import derive_seed
 from core.wire import Array, ArraySpec, Metric, Record, RecordSpec
@@ -86,19 +87,38 @@ class Workload(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelForm:
+    """The form of the model that is trained.
+
+    Attributes:
+        weights: Of every entry of the state dict, in its order.
+        trainable: Names of the entries that gradients reach; the others are buffers, such as
+            BatchNorm's statistics, or parameters that are held fixed.
+    """
+
+    weights: Mapping[str, ArraySpec] = field(default_factory=dict)
+    trainable: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelForm:
+        """The form of `model`."""
+        return cls(spec_of(model.state_dict()), trainable_names(model))
+
+
+@dataclass(frozen=True, slots=True)
 class ClientShape:
     """What the size of a client's reply may depend on.
 
     Attributes:
         partition_id: Which share of the data it holds.
         class_counts: Images of each class, shape (C,).
-        weights: Form of the model's weights.
+        model: Form of the model.
         input_shape: Channels, height, width.
     """
 
     partition_id: int
     class_counts: tuple[int, ...]
-    weights: Mapping[str, ArraySpec]
+    model: ModelForm
     input_shape: tuple[int, int, int]
 
     @property
@@ -249,6 +269,24 @@ class Strategy(ABC):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
+    @classmethod
+    def problems(cls, config: RunConfig) -> Iterable[Problem]:
+        """What keeps this method from running under `config`: keys that do not go together."""
+        return ()
+
+    def keeps_client_state(self) -> bool:
+        """Whether every `client_update` returns a state to be passed to the client's next one."""
+        return False
+
+    def initial_slots(self, weights: NamedTensors, trainable: Collection[str]) -> NamedTensors:
+        """`ServerState.slots` before the first round.
+
+        Args:
+            weights: w_0.
+            trainable: As in `ModelForm`.
+        """
+        return {}
+
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model this method cannot train; by default any will do.
 
@@ -261,9 +299,9 @@ class Strategy(ABC):
         """Arrays that every client receives: the global weights, unless a method says otherwise."""
         return arrays_of(state.weights) if self.sends_weights else {}
 
-    def broadcast_spec(self, weights: Mapping[str, ArraySpec]) -> Mapping[str, ArraySpec]:
-        """Form of `broadcast` for weights of this form."""
-        return weights if self.sends_weights else {}
+    def broadcast_spec(self, model: ModelForm) -> Mapping[str, ArraySpec]:
+        """Form of `broadcast` for a model of this form."""
+        return model.weights if self.sends_weights else {}
 
     @abstractmethod
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:

@@ -70,7 +70,7 @@ class FedAvg(Strategy):
 
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
         """The weights and two metrics, whatever the client holds."""
-        return RecordSpec(client.weights, ("num_examples", "train_loss", "train_s"))
+        return RecordSpec(client.model.weights, ("num_examples", "train_loss", "train_s"))
 
     def client_steps(self, client: ClientShape) -> int:
         """Minibatches of E epochs."""

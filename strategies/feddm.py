@@ -60,6 +60,10 @@ class FedDM(MosaicStrategy):
         """Whether a short class is filled up from noise."""
         return self.matching.short_classes == "noise"
 
+    def keeps_client_state(self) -> bool:
+        """Its last set, to start from."""
+        return self.matching.warm_start
+
     def client_steps(self, client: ClientShape) -> int:
         """T."""
         return self.matching.iterations

@@ -59,6 +59,10 @@ class Local(CollectingStrategy):
             (*metrics, "own_accuracy", *(f"{split}_loss" for split in _SPLITS)),
         )
 
+    def keeps_client_state(self) -> bool:
+        """Its own weights."""
+        return True
+
     def client_steps(self, client: ClientShape) -> int:
         """Minibatches of E epochs."""
         return num_steps(client.num_examples, self.config.train)

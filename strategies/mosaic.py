@@ -55,6 +55,13 @@ class MosaicConfig:
         "stands for, which tells the server the client's class counts",
         ["uniform", "counts"],
     )
+    max_client_share: float = number(
+        1.0,
+        "largest share of the weight in the server's loss that one client's images may have; 1 "
+        "caps nothing",
+        above=0,
+        most=1,
+    )
     rho: float = number(
         5.0,
         "radius around the current weights within which networks are drawn and the server trains",

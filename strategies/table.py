@@ -87,7 +87,10 @@ def parse_config(flat: Mapping[str, object]) -> RunConfig:
         title: section for kind in known.values() for title, section in kind.sections.items()
     }
     readers = {name: tuple(kind.sections) for name, kind in known.items()}
-    return parse(flat, sections=sections, strategies=readers)
+    config = parse(flat, sections=sections, strategies=readers)
+    if problems := list(strategy_class(config.strategy).problems(config)):
+        raise ConfigError(problems)
+    return config
 
 
 def config_keys() -> list[Key]:

@@ -108,7 +108,7 @@ def test_a_missing_or_damaged_file_is_named(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schema": 2},
+        {"schema": 99},
         {"status": "done"},
         {"name": 5},
         {"command": None},

@@ -20,6 +20,7 @@ from core.wire import Record
 from strategies.base import (
     ClientShape,
     ClientTask,
+    ModelForm,
     Reply,
     ServerState,
     ServerTask,
@@ -229,7 +230,9 @@ def test_fedavg_weighs_by_examples_on_three_elements() -> None:
 @pytest.mark.parametrize("count", [0, -3])
 def test_fedavg_refuses_a_reply_without_examples(count: int) -> None:
     reply = Reply(0, Record({}, {"num_examples": count, "train_loss": 0.0}))
-    assert FedAvg(config_of("fedavg")).check_reply(reply, ClientShape(0, (5, 5), {}, (1, 2, 2)))
+    assert FedAvg(config_of("fedavg")).check_reply(
+        reply, ClientShape(0, (5, 5), ModelForm(), (1, 2, 2))
+    )
 
 
 def test_local_steps_are_counted_as_announced(initial: dict[str, torch.Tensor]) -> None:
@@ -255,4 +258,4 @@ def test_local_steps_are_counted_as_announced(initial: dict[str, torch.Tensor]) 
         count_step=counted,
     )
     strategy.client_update(task)
-    assert steps == strategy.client_steps(ClientShape(1, (6, 6), {}, (1, 2, 2))) == 9
+    assert steps == strategy.client_steps(ClientShape(1, (6, 6), ModelForm(), (1, 2, 2))) == 9
