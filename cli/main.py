@@ -185,6 +185,14 @@ def run(
     ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with the run in this folder from its last checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
     report: Annotated[
         bool,
         typer.Option(
@@ -195,7 +203,11 @@ def run(
     """Run one federation on this machine.
 
     Keys are those listed below, such as: tessera run strategy=fedavg rounds=5
+
+    A run that was cut off goes on with: tessera run --resume .runs/NAME
     """
+    if resume is not None:
+        return _resume(resume, settings or [], dry_run, report)
     config = _parse(settings or [])
     if dry_run:
         from cli import dry_run as dry
@@ -208,10 +220,29 @@ def run(
         return Outcome(dry.to_text(planned), dry.to_json(planned))
     from cli.progress import shown_progress
     from experiments.run import run as run_federation
-    from report.loading import load_run
 
     with shown_progress(sys.stdout) as progress:
         folder = run_federation(config, progress)
+    return _ran(folder, report)
+
+
+def _resume(path: Path, settings: list[str], dry_run: bool, report: bool) -> Outcome:
+    """Go on with a run; keys that cannot change its result may be given."""
+    if dry_run:
+        raise click.UsageError("--dry-run and --resume do not go together")
+    from cli.progress import shown_progress
+    from core.config import parse_assignments
+    from experiments.run import resume
+
+    changes = parse_assignments(settings)
+    with shown_progress(sys.stdout) as progress:
+        return _ran(resume(path, progress, changes), report)
+
+
+def _ran(folder: Path, report: bool) -> Outcome:
+    """The outcome of a run that is complete."""
+    from report.loading import load_run
+
     loaded = load_run(folder)
     page = _write_report([folder], folder / "report.html") if report else None
     return Outcome(

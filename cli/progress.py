@@ -16,8 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from core.progress import steps_counted
-from core.records import RoundRecord, RunFolder
-from server.progress import PlainProgress, Progress, round_line
+from core.records import ClientRecord, RoundRecord, RunFolder
+from server.progress import PlainProgress, Progress, ending, failure_line, going_on, round_line
 from strategies.table import strategy_class
 
 REFRESHES_PER_SECOND = 4
@@ -55,18 +55,20 @@ class LiveProgress:
         self._console = console
         self._live: Live | None = None
 
-    def run_started(self, folder: Path, rounds: int, clients: int, steps_per_round: int) -> None:
+    def run_started(self, folder: Path, rounds: int, rounds_done: int) -> None:
         """Name the folder and show the bars."""
         self.close()
+        self._folder = folder
         self._steps_folder = RunFolder(folder).progress
         strategy = RunFolder(folder).read_json("config")["strategy"]
         self._kind_of_step = strategy_class(str(strategy)).step_name
-        self._rounds, self._clients, self._steps_per_round = rounds, clients, steps_per_round
-        self._round = self._done = self._replied = self._steps = self._steps_before = 0
-        self._server_works = clients == 0
+        self._rounds, self._clients, self._steps_per_round = rounds, 0, 0
+        self._round = self._done = self._done_before = rounds_done
+        self._replied = self._steps = self._steps_before = 0
+        self._server_works = True
         self._began = self._round_began = time.monotonic()
         self._finished_s = 0.0
-        self._print(f"run folder {folder}")
+        self._print(f"run folder {folder}{going_on(rounds_done)}")
         self._live = Live(
             console=self._console,
             get_renderable=self.bars,
@@ -75,18 +77,19 @@ class LiveProgress:
         )
         self._live.start()
 
-    def round_started(self, round: int) -> None:
+    def round_started(self, round: int, clients: int, steps: int) -> None:
         """Empty the bars of the round."""
         self._round, self._replied = round, 0
-        self._server_works = self._clients == 0
+        self._clients, self._steps_per_round = clients, steps
+        self._server_works = clients == 0
         self._steps_before = self._count_steps()
         self._round_began = time.monotonic()
 
-    def client_replied(self, partition_id: int, failure: str | None) -> None:
+    def client_replied(self, client: ClientRecord) -> None:
         """Move the clients' bar; name a client that failed."""
         self._replied += 1
-        if failure is not None:
-            self._print(f"  client {partition_id} failed: {failure.splitlines()[0]}")
+        if line := failure_line(client):
+            self._print(line)
 
     def server_started(self) -> None:
         """Show that the server works."""
@@ -103,7 +106,7 @@ class LiveProgress:
     def run_ended(self, status: str) -> None:
         """Take the bars away and say how it ended."""
         self.close()
-        self._print(f"run {status}")
+        self._print(ending(status, self._folder))
 
     def close(self) -> None:
         """Take the bars away, if there are any."""
@@ -152,8 +155,8 @@ class LiveProgress:
     def _left(self, now: float, steps: int) -> str:
         """Time to the end, as the finished rounds went; before any, as this one's clients go."""
         in_round = now - self._round_began
-        if self._done:
-            pace = self._finished_s / self._done
+        if self._done > self._done_before:
+            pace = self._finished_s / (self._done - self._done_before)
         elif self._steps_per_round and steps >= _TELLING_SHARE * self._steps_per_round:
             pace = in_round * self._steps_per_round / steps
         else:

@@ -76,7 +76,7 @@ def train(message: Message, context: Context) -> Message:
         seed=derive_seed(resident.config.seed, "client", round_number, partition_id),
         received=received,
         examples=resident.examples(partition_id),
-        state=store.read(int(received.settings["acknowledged-round"])),
+        state=_state(resident.strategy, store, received),
         parameters=resident.parameters,
         workload=resident.workload,
         device=resident.workload.device,
@@ -89,6 +89,16 @@ def train(message: Message, context: Context) -> Message:
     metrics = {**update.metrics, "train_s": time.perf_counter() - started}
     reply = Record(update.arrays, metrics, {"round": round_number})
     return Message(to_flower(reply), reply_to=message)
+
+
+def _state(
+    strategy: Strategy, store: ClientStore, received: Record
+) -> dict[str, torch.Tensor] | None:
+    if not strategy.keeps_client_state():
+        return None
+    return store.read(
+        int(received.settings["acknowledged-round"]), int(received.settings["retained-round"])
+    )
 
 
 @app.query()

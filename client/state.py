@@ -31,29 +31,38 @@ class ClientStore:
     folder: Path
     partition_id: int
 
-    def read(self, acknowledged_round: int) -> dict[str, torch.Tensor] | None:
-        """State after `acknowledged_round`; None if that is 0 or no state was kept then.
+    def read(
+        self, acknowledged_round: int, retained_round: int = 0
+    ) -> dict[str, torch.Tensor] | None:
+        """State after `acknowledged_round`; None if that is 0.
 
-        Files of other rounds are removed: they were never acknowledged, or are superseded.
+        Files of rounds before `retained_round` are removed, for no checkpoint leads back to them,
+        and so are those after `acknowledged_round`, which were never acknowledged.
 
         Raises:
-            RunError: The file is damaged.
+            RunError: The file is missing or damaged.
         """
-        kept = self._path(acknowledged_round)
-        for path in self.folder.glob(f"partition-{self.partition_id:05d}.*"):
-            if path != kept:
+        for path, round in self._kept():
+            if not retained_round <= round <= acknowledged_round:
                 path.unlink(missing_ok=True)
-        if not kept.is_file():
+        if acknowledged_round == 0:
             return None
+        path = self._path(acknowledged_round)
         try:
-            return load(kept.read_bytes())
+            return load(path.read_bytes())
         except (OSError, SafetensorError) as error:
-            raise RunError(f"client state {kept} cannot be read: {error}") from error
+            raise RunError(
+                f"client state {path} cannot be read: {error}; the run cannot go on without it"
+            ) from error
 
     def write(self, round: int, state: NamedTensors) -> None:
         """Keep `state` for the case that the reply of `round` is acknowledged."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         write_whole(self._path(round), save(tensors))
+
+    def _kept(self) -> list[tuple[Path, int]]:
+        found = self.folder.glob(f"partition-{self.partition_id:05d}.round-*.safetensors")
+        return [(path, int(path.name.split("-")[2].partition(".")[0])) for path in found]
 
     def _path(self, round: int) -> Path:
         return self.folder / f"partition-{self.partition_id:05d}.round-{round:05d}.safetensors"

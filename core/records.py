@@ -2,7 +2,7 @@
 
 Layout, all paths relative to the run folder::
 
-    run.json               status, failure, command, identity, class names, start and end, schema
+    run.json               status, failure, command, identity, data, class names, times, schema
     config.json            the resolved configuration, flat keys
     environment.json       versions, hardware, git commit
     partition.json         which training image went to which client, with failed attempts
@@ -12,6 +12,7 @@ Layout, all paths relative to the run folder::
     checkpoints/           round-0005.safetensors: weights and server state
     tesserae/              round-0005.safetensors: images that clients sent, nearest real images
     clients/               state that clients keep between rounds (simulation only)
+    .lock                  held by the process that writes to the folder
 
 Every file but ``rounds.jsonl`` is written whole and renamed into place.
 """
@@ -225,6 +226,11 @@ class RunFolder:
         """Folder of step counts while the run goes on."""
         return self.path / "progress"
 
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes to the folder."""
+        return self.path / ".lock"
+
     def checkpoint(self, round: int) -> Path:
         """The checkpoint after `round`."""
         return self.path / "checkpoints" / f"round-{round:04d}.safetensors"
@@ -273,6 +279,21 @@ class RunFolder:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+    def keep_rounds(self, last: int) -> None:
+        """Cut the records off after round `last`, and a torn line in any case; -1 keeps none."""
+        if self.rounds.is_file():
+            records = self.read_rounds()
+            lines = self.rounds.read_bytes().split(b"\n")[: len(records)]
+            kept = [line for line, r in zip(lines, records, strict=True) if r.round <= last]
+            write_whole(self.rounds, b"".join(line + b"\n" for line in kept))
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed process left of files that it had not yet renamed into place."""
+        for folder in (self.path, *(path for path in self.path.iterdir() if path.is_dir())):
+            for path in folder.glob(".*.*"):
+                if path.is_file() and path != self.lock:
+                    path.unlink()
 
     def read_rounds(self) -> list[RoundRecord]:
         """All complete records. A last line cut off by a crash is left out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,15 @@ class ImageDataset:
     def num_classes(self) -> int:
         """Number of classes (C)."""
         return len(self.class_names)
+
+    def sha256(self) -> str:
+        """A digest of every pixel and label of the three splits."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for tensor in (split.images, split.labels):
+                digest.update(f"{tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().numpy())
+        return digest.hexdigest()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from client.app import forget_run
-from core.config import RunConfig
+from core.config import NOT_SETTINGS, RunConfig
+from core.errors import ConfigError, Problem, RecordError
 from core.records import RunFolder
 from engine.simulation import simulate
 from server.app import make_server_app, run_folder_of
 from server.preparation import forget_preparation, prepare
 from server.progress import Progress
 from server.recorder import default_run_name
+from strategies.table import parse_config
 
 CLIENT_APP = "client.app:app"
 
@@ -34,20 +38,66 @@ def run(config: RunConfig, progress: Progress) -> Path:
         RecordError: The run folder is there already or cannot be made.
     """
     named = with_name(config)
+    RunFolder.check_free(named.runs, named.name)
+    return _simulate(named, progress, resumes=False)
+
+
+def resume(
+    path: Path, progress: Progress, changes: Mapping[str, object] = MappingProxyType({})
+) -> Path:
+    """Go on with a run that was cut off, from its last checkpoint, and return its folder.
+
+    It ends with the weights and records of a run that was not cut off, seconds aside. A run that
+    is complete is left as it is.
+
+    Args:
+        path: The run folder; it may have been moved.
+        progress: Told how it goes.
+        changes: Keys to change; only such as cannot change a result.
+
+    Raises:
+        ConfigError: A key in `changes` can change a result, or its value is refused.
+        DataError, RunError: As `run`.
+        RecordError: There is no run to go on with, or it cannot go on; names file and reason.
+    """
+    folder = RunFolder.open(path)
+    config = _config_to_resume(folder, changes)
+    if (folder.path / "run.json").exists() and folder.read_json("run")["status"] == "complete":
+        return folder.path
+    return _simulate(config, progress, resumes=True)
+
+
+def _config_to_resume(folder: RunFolder, changes: Mapping[str, object]) -> RunConfig:
+    free = NOT_SETTINGS - {"name", "runs"}
+    rule = f"a run goes on as it began; only {', '.join(sorted(free))} may change"
+    refused = [Problem(key, str(changes[key]), rule) for key in changes if key not in free]
+    if refused:
+        raise ConfigError(refused)
+    flat = folder.read_json("config")
+    place = {"runs": str(folder.path.parent), "name": folder.path.name}
     try:
-        RunFolder.check_free(named.runs, named.name)
-        preparation = prepare(named)
+        parse_config(flat)
+    except ConfigError as error:
+        raise RecordError(
+            f"{folder.path / 'config.json'} does not fit this version of Tessera: {error}"
+        ) from error
+    return parse_config({**flat, **changes, **place})
+
+
+def _simulate(config: RunConfig, progress: Progress, *, resumes: bool) -> Path:
+    try:
+        preparation = prepare(config)
         simulate(
-            make_server_app(progress),
+            make_server_app(progress, resumes=resumes),
             CLIENT_APP,
-            run_config=named.flat(),
+            run_config=config.flat(),
             num_partitions=len(preparation.hand_out_order()),
-            config=named.engine,
+            config=config.engine,
         )
     finally:
         forget_run()
         forget_preparation()
-    return run_folder_of(named.runs, named.name)
+    return run_folder_of(config.runs, config.name)
 
 
 def with_name(config: RunConfig) -> RunConfig:

@@ -16,17 +16,26 @@ from server.recorder import Recorder
 from strategies.table import parse_config
 
 
-def make_server_app(progress: Progress) -> ServerApp:
-    """A ServerApp that reports to `progress`."""
+def make_server_app(progress: Progress, *, resumes: bool = False) -> ServerApp:
+    """A ServerApp that reports to `progress`.
+
+    Args:
+        progress: Told how it goes.
+        resumes: Whether the run folder is there and its run goes on, instead of being made.
+    """
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         config = parse_config(context.run_config)
         preparation = prepare(config)
-        folder = RunFolder.create(config.runs, config.folder_name(context.run_id))
         torch.set_num_threads(config.engine.server_threads)
-        recorder = Recorder(folder, preparation)
+        name = config.folder_name(context.run_id)
+        if resumes:
+            folder = RunFolder.open(run_folder_of(config.runs, name))
+            recorder = Recorder.resume(folder, preparation)
+        else:
+            recorder = Recorder(RunFolder.create(config.runs, name), preparation)
         status, failure = "failed", None
         try:
             Federation(grid, preparation, recorder, progress).run()

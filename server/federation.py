@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +15,18 @@ from core.errors import RunError
 from core.metrics import expected_accuracy
 from core.parameters import ParameterVector
 from core.progress import StepCounter
-from core.records import ClientRecord, RoundRecord
+from core.records import ClientRecord, ReplyOutcome, RoundRecord
 from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
+from server.checkpoint import Checkpoint
+from server.cohort import Cohort, draw_cohort
 from server.nodes import nodes_by_partition
 from server.prediction import reply_spec, request_settings
 from server.preparation import Preparation
 from server.progress import Progress
 from server.recorder import Recorder
+from server.replies import stream_replies
 from strategies.base import (
-    ClientShape,
     FederatedEvaluation,
     Reply,
     RoundOutcome,
@@ -60,133 +62,163 @@ class Federation:
         self._progress = progress
         self._parameters = ParameterVector(preparation.model)
         self._count_step = StepCounter(recorder.folder.progress)
-        self._acknowledged: dict[int, int] = {}
         self._shapes = preparation.client_shapes()
         self._order = preparation.hand_out_order()
 
     def run(self) -> None:
-        """All rounds.
+        """All rounds that are left.
 
         Raises:
-            RunError: Nodes are missing, every client failed in the first or the last round, or the
-                model diverged. In between, a round without replies leaves the model as it was.
+            RunError: Nodes are missing, no reply counted in `cohort.max-empty-rounds` rounds in a
+                row or in any round, or the model diverged.
         """
         preparation, config = self._preparation, self._preparation.config
         strategy = preparation.strategy
+        now = self._recorder.resumed_from
         self._progress.run_started(
-            self._recorder.folder.path,
-            config.rounds,
-            len(self._order),
-            sum(strategy.client_steps(self._shapes[k]) for k in self._order),
+            self._recorder.folder.path, config.rounds, now.round if now else 0
         )
-        began = time.perf_counter()
+        began = time.perf_counter() - self._recorder.elapsed_s
         nodes = nodes_by_partition(self._grid, len(self._order))
-        state = ServerState(preparation.initial_weights)
-        received: list[Received] = []
-        self._record(0, RoundOutcome(state, {}), [], 0.0, began, began)
-        for number in range(1, config.rounds + 1):
+        if now is None:
+            now = Checkpoint(0, preparation.initial_state(), {}, 0)
+            self._record(now, RoundOutcome(now.state, {}), [], 0.0, began, began)
+        for number in range(now.round + 1, config.rounds + 1):
             started = time.perf_counter()
-            self._progress.round_started(number)
-            accumulator = strategy.begin(state)
-            received = []
-            for item in in_order(self._exchange(number, state, nodes), self._order):
+            cohort = draw_cohort(config, self._order, number)
+            self._progress.round_started(number, len(cohort.asked), self._steps(cohort))
+            accumulator = strategy.begin(now.state)
+            received: list[Received] = []
+            for item in in_order(self._exchange(now, cohort, nodes), cohort.asked):
                 if item.reply is not None:
                     accumulator = strategy.add(accumulator, item.reply)
                 received.append(item)
-            if number == 1:
-                _refuse_hopeless("first", received)
             self._progress.server_started()
             served = time.perf_counter()
             task = self._server_task(number)
             with seeded_globals(derive_seed(task.seed, "layers")):
-                outcome = strategy.finish(state, accumulator, task)
+                outcome = strategy.finish(now.state, accumulator, task)
             _refuse_divergence(number, outcome)
             server_s = time.perf_counter() - served
-            state = outcome.state
-            self._record(number, outcome, received, server_s, started, began)
-        _refuse_hopeless("last", received)
+            now = _after(now, outcome.state, received)
+            self._record(now, outcome, received, server_s, started, began)
+            _refuse_emptiness(now, received, config.cohort.max_empty_rounds, config.rounds)
+
+    def _steps(self, cohort: Cohort) -> int:
+        strategy = self._preparation.strategy
+        counted = cohort.arrivals[: cohort.num_wanted]
+        return sum(strategy.client_steps(self._shapes[k]) for k in counted)
 
     def _exchange(
-        self, round: int, state: ServerState, nodes: Mapping[int, int]
+        self, now: Checkpoint, cohort: Cohort, nodes: Mapping[int, int]
     ) -> Iterator[Received]:
-        """Ask every client and yield what comes of it, in any order."""
-        if not self._order:
+        """Ask the cohort and yield what comes of each of its clients, in any order.
+
+        Simulated arrivals are known beforehand, so on Tessera's own grid only those are run whose
+        replies the round takes, and the next in line where one of them fails. On any other grid
+        all are run, and the first to answer count.
+        """
+        if not cohort.asked:
             return
-        strategy = self._preparation.strategy
-        arrays: ArrayRecord = serialise(Record(strategy.broadcast(state)))
-        requests: dict[int, Message] = {}
-        for partition_id in self._order:
-            settings = request_settings(round, self._acknowledged.get(partition_id, 0))
+        requests = self._requests(now, cohort.asked, nodes)
+        bytes_down = {k: serialised_bytes(message) for k, message in requests.items()}
+        for k, (outcome, why) in cohort.lost.items():
+            yield self._told(_without_reply(k, bytes_down[k], outcome, why))
+        simulated = getattr(self._grid, "node_is_partition", False)
+        line, num_counted = list(cohort.arrivals), 0
+        while line and num_counted < cohort.num_wanted:
+            length = cohort.num_wanted - num_counted if simulated else len(line)
+            turn = set(line[:length])
+            line = line[length:]
+            asked = {k: requests[k] for k in cohort.asked if k in turn}
+            for item in self._replies(now.round + 1, asked, bytes_down):
+                turn.remove(item.record.partition_id)
+                num_counted += item.reply is not None
+                yield self._told(item)
+                if num_counted == cohort.num_wanted:
+                    break
+            line = [k for k in cohort.arrivals if k in turn] + line
+        for k in line:
+            why = f"the round closed with {num_counted} replies (cohort.size)"
+            yield self._told(_without_reply(k, bytes_down[k], "surplus", why))
+
+    def _told(self, item: Received) -> Received:
+        self._progress.client_replied(item.record)
+        return item
+
+    def _requests(
+        self, now: Checkpoint, asked: Sequence[int], nodes: Mapping[int, int]
+    ) -> dict[int, Message]:
+        round = now.round + 1
+        arrays: ArrayRecord = serialise(Record(self._preparation.strategy.broadcast(now.state)))
+        requests = {}
+        for partition_id in asked:
+            acknowledged = now.acknowledged.get(partition_id, 0)
+            retained = self._recorder.oldest_acknowledged(partition_id)
+            settings = request_settings(round, acknowledged, retained)
             content = to_flower(Record(settings=settings), arrays)
             requests[partition_id] = Message(
                 content, dst_node_id=nodes[partition_id], message_type="train", group_id=str(round)
             )
-        bytes_down = {k: serialised_bytes(message) for k, message in requests.items()}
-        partition_of = {node_id: k for k, node_id in nodes.items()}
+        return requests
+
+    def _replies(
+        self, round: int, requests: Mapping[int, Message], bytes_down: Mapping[int, int]
+    ) -> Iterator[Received]:
         timeout = self._preparation.config.engine.round_timeout_s or None
-        missing = set(self._order)
-        replies = self._grid.send_and_receive(list(requests.values()), timeout=timeout)
-        for message in replies:
-            partition_id = partition_of.get(message.metadata.src_node_id, -1)
-            if partition_id not in missing:
-                continue
+        missing = set(requests)
+        for partition_id, message in stream_replies(self._grid, requests, timeout):
             missing.remove(partition_id)
-            item = self._receive(round, partition_id, message, bytes_down[partition_id])
-            self._progress.client_replied(partition_id, item.record.failure)
-            yield item
-        for partition_id in sorted(missing):
-            failure = f"no reply within {timeout:g} s" if timeout else "no reply"
-            self._progress.client_replied(partition_id, failure)
-            yield Received(
-                None,
-                ClientRecord(
-                    partition_id=partition_id,
-                    bytes_down=bytes_down[partition_id],
-                    bytes_up=0,
-                    failure=failure,
-                ),
-            )
+            yield self._receive(round, partition_id, message, bytes_down[partition_id])
+        for k in sorted(missing):
+            why = f"no reply within {timeout:g} s (engine.round-timeout-s)" if timeout else ""
+            outcome: ReplyOutcome = "late" if timeout else "failed"
+            yield _without_reply(k, bytes_down[k], outcome, why or "no reply")
 
     def _receive(
         self, round: int, partition_id: int, message: Message, bytes_down: int
     ) -> Received:
         """Validate one reply and count its bytes."""
-        bytes_up, metrics, train_s, trace = 0, {}, 0.0, ""
-        reply = None
         if message.has_error():
             trace = message.error.reason or f"error code {message.error.code}"
-            failure: str | None = trace.partition("\n")[0]
-        else:
-            bytes_up = serialised_bytes(message)
-            try:
-                reply = Reply(partition_id, from_flower(message.content))
-            except ValueError as error:
-                failure = str(error)
-            else:
-                reasons = self._reasons_to_refuse(round, self._shapes[partition_id], reply)
-                failure = "; ".join(reasons) or None
-        if failure is not None:
-            reply = None
-        else:
-            assert reply is not None
-            metrics = {k: float(v) for k, v in reply.record.metrics.items() if k != "train_s"}
-            train_s = float(reply.record.metrics["train_s"])
-            self._acknowledged[partition_id] = round
-        record = ClientRecord(
-            partition_id=partition_id,
-            bytes_down=bytes_down,
-            bytes_up=bytes_up,
-            failure=failure,
-            metrics=metrics,
+            why = trace.partition("\n")[0]
+            record = _without_reply(partition_id, bytes_down, "failed", why).record
+            return Received(None, record, trace=trace)
+        bytes_up = serialised_bytes(message)
+        try:
+            reply = self._valid_reply(round, partition_id, message)
+        except ValueError as error:
+            refused = ClientRecord(
+                partition_id=partition_id,
+                bytes_down=bytes_down,
+                bytes_up=bytes_up,
+                outcome="refused",
+                failure=str(error),
+            )
+            return Received(None, refused)
+        metrics = {k: float(v) for k, v in reply.record.metrics.items() if k != "train_s"}
+        counted = ClientRecord(
+            partition_id=partition_id, bytes_down=bytes_down, bytes_up=bytes_up, metrics=metrics
         )
-        return Received(reply, record, train_s, trace)
+        return Received(reply, counted, float(reply.record.metrics["train_s"]))
 
-    def _reasons_to_refuse(self, round: int, shape: ClientShape, reply: Reply) -> list[str]:
-        strategy = self._preparation.strategy
+    def _valid_reply(self, round: int, partition_id: int, message: Message) -> Reply:
+        """Decode a reply once its form is known to be right.
+
+        Raises:
+            ValueError: All that is wrong with it.
+        """
+        strategy, shape = self._preparation.strategy, self._shapes[partition_id]
+        form = reply_spec(strategy, shape, round)
+        reply = Reply(partition_id, from_flower(message.content, form))
         if reply.record.settings.get("round") != round:
-            return [f"reply is of round {reply.record.settings.get('round')}, not {round}"]
-        departures = reply_spec(strategy, shape, round).violations(reply.record)
-        return departures or strategy.check_reply(reply, shape)
+            raise ValueError(f"reply is of round {reply.record.settings.get('round')}, not {round}")
+        reasons = form.violations(reply.record) or strategy.check_reply(reply, shape)
+        if not reasons and not 0 <= float(reply.record.metrics["train_s"]):
+            reasons = [f"train_s is {reply.record.metrics['train_s']}, expected at least 0"]
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        return reply
 
     def _server_task(self, round: int) -> ServerTask:
         preparation = self._preparation
@@ -201,7 +233,7 @@ class Federation:
 
     def _record(
         self,
-        round: int,
+        now: Checkpoint,
         outcome: RoundOutcome,
         received: list[Received],
         server_s: float,
@@ -210,16 +242,16 @@ class Federation:
     ) -> None:
         judged_from = time.perf_counter()
         judged = None
-        if self._preparation.config.evaluates(round):
-            if round == 0 or self._preparation.strategy.has_global_model:
-                judged = self._evaluate(outcome.state)
+        if self._preparation.config.evaluates(now.round):
+            if now.round == 0 or self._preparation.strategy.has_global_model:
+                judged = self._evaluate(now.state)
             else:
                 judged = outcome.evaluation
         ended = time.perf_counter()
         clients = sorted((item.record for item in received), key=lambda c: c.partition_id)
         train_s = [item.train_s for item in received]
         record = RoundRecord(
-            round=round,
+            round=now.round,
             validation=judged.validation if judged else None,
             test=judged.test if judged else None,
             client_accuracy=judged.client_accuracy if judged else None,
@@ -237,7 +269,7 @@ class Federation:
                 "elapsed": ended - began,
             },
         )
-        self._recorder.round(record, outcome.mosaic, outcome.state)
+        self._recorder.round(record, outcome.mosaic, now)
         self._progress.round_ended(record)
 
     def _evaluate(self, state: ServerState) -> FederatedEvaluation:
@@ -255,13 +287,43 @@ class Federation:
         )
 
 
-def _refuse_hopeless(which: str, received: list[Received]) -> None:
-    failures = [item for item in received if item.reply is None]
-    if received and len(failures) == len(received):
-        first = failures[0]
+def _after(before: Checkpoint, state: ServerState, received: Sequence[Received]) -> Checkpoint:
+    """Where the run stands after a round: this is what commits the clients' replies."""
+    counted = [item.record.partition_id for item in received if item.reply is not None]
+    empty = bool(received) and not counted
+    round = before.round + 1
+    return Checkpoint(
+        round,
+        state,
+        {**before.acknowledged, **dict.fromkeys(counted, round)},
+        before.empty_rounds + 1 if empty else 0,
+    )
+
+
+def _without_reply(
+    partition_id: int, bytes_down: int, outcome: ReplyOutcome, failure: str
+) -> Received:
+    record = ClientRecord(
+        partition_id=partition_id,
+        bytes_down=bytes_down,
+        bytes_up=0,
+        outcome=outcome,
+        failure=failure,
+    )
+    return Received(None, record)
+
+
+def _refuse_emptiness(
+    now: Checkpoint, received: Sequence[Received], max_empty_rounds: int, rounds: int
+) -> None:
+    """End a run that gets nowhere, telling what the last round's first client said."""
+    over = now.round == rounds and now.empty_rounds == rounds
+    if now.empty_rounds >= max_empty_rounds or over:
+        told = min(received, key=lambda item: (not item.trace, item.record.partition_id))
         raise RunError(
-            f"all {len(failures)} clients failed in the {which} round; client "
-            f"{first.record.partition_id}: {first.trace or first.record.failure}"
+            f"no reply counted in {now.empty_rounds} rounds in a row "
+            f"(cohort.max-empty-rounds={max_empty_rounds}); client "
+            f"{told.record.partition_id}: {told.trace or told.record.failure}"
         )
 
 
@@ -280,7 +342,7 @@ def _worst(client_accuracy: list[float | None]) -> float | None:
     return min((accuracy for accuracy in client_accuracy if accuracy is not None), default=None)
 
 
-def in_order(items: Iterable[Received], order: list[int]) -> Iterator[Received]:
+def in_order(items: Iterable[Received], order: Sequence[int]) -> Iterator[Received]:
     """Hold early ones back until their turn, so that folding does not depend on who was first."""
     held: dict[int, Received] = {}
     turns = iter(order)

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.wire import RecordSpec, Setting
+from server.cohort import draw_cohort
 from server.preparation import Preparation
 from strategies.base import ClientShape, Strategy
 
 
 @dataclass(frozen=True, slots=True)
 class PredictedBytes:
-    """Serialised bytes that a run without failures sends.
+    """Serialised bytes that a run sends in which nothing fails but what its configuration draws.
 
     Attributes:
-        down: For each round, from the first, bytes to each client by partition id.
-        up: Likewise, from each client.
+        down: For each round, from the first, bytes to each client that is asked, by partition id.
+        up: Likewise, from each client; 0 from one that drops out, is late, or is not needed.
     """
 
     down: list[list[int]]
@@ -33,14 +34,28 @@ class PredictedBytes:
         return sum(map(sum, self.up))
 
 
-def request_settings(round: int, acknowledged_round: int) -> Mapping[str, Setting]:
-    """Settings of every request for an update."""
-    return {"round": round, "acknowledged-round": acknowledged_round}
+def request_settings(
+    round: int, acknowledged_round: int, retained_round: int
+) -> Mapping[str, Setting]:
+    """Settings of every request for an update.
+
+    Args:
+        round: The round asked for.
+        acknowledged_round: The last one whose reply from this client was counted; 0 before any.
+        retained_round: The same as the oldest checkpoint that is kept has it: state that the
+            client kept since then may still be asked for.
+    """
+    return {
+        "round": round,
+        "acknowledged-round": acknowledged_round,
+        "retained-round": retained_round,
+    }
 
 
 def request_spec(strategy: Strategy, client: ClientShape, round: int) -> RecordSpec:
     """Form of the request a client receives in `round`."""
-    return RecordSpec(strategy.broadcast_spec(client.model), (), request_settings(round, 0))
+    arrays = strategy.broadcast_spec(client.model)
+    return RecordSpec(arrays, (), request_settings(round, 0, 0))
 
 
 def reply_spec(strategy: Strategy, client: ClientShape, round: int) -> RecordSpec:
@@ -50,17 +65,22 @@ def reply_spec(strategy: Strategy, client: ClientShape, round: int) -> RecordSpe
 
 
 def predict_bytes(preparation: Preparation) -> PredictedBytes:
-    """Predict every message of a run in which no client fails."""
-    strategy = preparation.strategy
-    clients = preparation.client_shapes() if strategy.asks_clients else []
-    rounds = range(1, preparation.config.rounds + 1)
+    """Predict every message of a run in which nothing fails but what its configuration draws."""
+    config, strategy = preparation.config, preparation.strategy
+    shapes, order = preparation.client_shapes(), preparation.hand_out_order()
     forms: dict[bool, tuple[list[int], list[int]]] = {}
-    for number in rounds:
-        evaluated = preparation.config.evaluates(number)
+    down, up = [], []
+    for number in range(1, config.rounds + 1):
+        evaluated = config.evaluates(number)
         if evaluated not in forms:
             forms[evaluated] = (
-                [request_spec(strategy, c, number).num_bytes() for c in clients],
-                [reply_spec(strategy, c, number).num_bytes() for c in clients],
+                [request_spec(strategy, shape, number).num_bytes() for shape in shapes],
+                [reply_spec(strategy, shape, number).num_bytes() for shape in shapes],
             )
-    chosen = [forms[preparation.config.evaluates(number)] for number in rounds]
-    return PredictedBytes([down for down, _ in chosen], [up for _, up in chosen])
+        request_bytes, reply_bytes = forms[evaluated]
+        cohort = draw_cohort(config, order, number)
+        counted = set(cohort.arrivals[: cohort.num_wanted])
+        asked = sorted(cohort.asked)
+        down.append([request_bytes[k] for k in asked])
+        up.append([reply_bytes[k] if k in counted else 0 for k in asked])
+    return PredictedBytes(down, up)

@@ -10,10 +10,10 @@ from torch import nn
 
 from core.config import RunConfig, Scalar
 from core.device import resolve_device
-from core.parameters import NamedTensors, weights_of
+from core.parameters import NamedTensors, trainable_names, weights_of
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
-from strategies.base import ClientShape, ModelForm, Strategy, model_seed
+from strategies.base import ClientShape, ModelForm, ServerState, Strategy, model_seed
 from strategies.table import build_strategy, parse_config
 from workloads.vision import ImageClassification, forget_workloads, open_workload
 
@@ -45,6 +45,11 @@ class Preparation:
             ClientShape(partition_id, tuple(counts), form, self.workload.input_shape)
             for partition_id, counts in enumerate(self.partition.class_counts.tolist())
         ]
+
+    def initial_state(self) -> ServerState:
+        """What the server holds before the first round."""
+        slots = self.strategy.initial_slots(self.initial_weights, trainable_names(self.model))
+        return ServerState(self.initial_weights, slots)
 
     def hand_out_order(self) -> list[int]:
         """Partition ids, most examples first: a pure function of the partition.

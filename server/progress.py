@@ -5,28 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from core.records import RoundRecord
+from core.records import ClientRecord, RoundRecord
 
 
 class Progress(Protocol):
     """Called from the server's thread, in this order."""
 
-    def run_started(self, folder: Path, rounds: int, clients: int, steps_per_round: int) -> None:
-        """A run begins.
+    def run_started(self, folder: Path, rounds: int, rounds_done: int) -> None:
+        """A run begins, or goes on.
 
         Args:
             folder: Its run folder; ``core.progress.steps_counted(folder / "progress")`` tells the
                 clients' inner steps so far.
-            rounds: Rounds to come.
-            clients: Clients asked each round.
-            steps_per_round: Inner steps of all clients in a round; 0 if unknown.
+            rounds: Rounds in all.
+            rounds_done: Rounds that were done before.
         """
 
-    def round_started(self, round: int) -> None:
-        """Requests of `round` go out."""
+    def round_started(self, round: int, clients: int, steps: int) -> None:
+        """Requests of `round` go out.
 
-    def client_replied(self, partition_id: int, failure: str | None) -> None:
-        """A client's reply was counted, or it failed and this is why."""
+        Args:
+            round: From 1.
+            clients: Clients asked.
+            steps: Inner steps of all whose replies the round takes; 0 if unknown.
+        """
+
+    def client_replied(self, client: ClientRecord) -> None:
+        """A client's reply was counted, or why none of it was."""
 
     def server_started(self) -> None:
         """All replies are in; the server works."""
@@ -43,19 +48,20 @@ class PlainProgress:
 
     def __init__(self) -> None:
         self._rounds = 0
+        self._folder = Path()
 
-    def run_started(self, folder: Path, rounds: int, clients: int, steps_per_round: int) -> None:
+    def run_started(self, folder: Path, rounds: int, rounds_done: int) -> None:
         """Name the folder."""
-        self._rounds = rounds
-        print(f"run folder {folder}", flush=True)
+        self._rounds, self._folder = rounds, folder
+        print(f"run folder {folder}{going_on(rounds_done)}", flush=True)
 
-    def round_started(self, round: int) -> None:
+    def round_started(self, round: int, clients: int, steps: int) -> None:
         """Say nothing."""
 
-    def client_replied(self, partition_id: int, failure: str | None) -> None:
+    def client_replied(self, client: ClientRecord) -> None:
         """Name a client that failed."""
-        if failure is not None:
-            print(f"  client {partition_id} failed: {failure}", flush=True)
+        if line := failure_line(client):
+            print(line, flush=True)
 
     def server_started(self) -> None:
         """Say nothing."""
@@ -66,7 +72,30 @@ class PlainProgress:
 
     def run_ended(self, status: str) -> None:
         """Say how it ended."""
-        print(f"run {status}", flush=True)
+        print(ending(status, self._folder), flush=True)
+
+
+def going_on(rounds_done: int) -> str:
+    """What is said of a run that goes on."""
+    return f", going on after round {rounds_done}" if rounds_done else ""
+
+
+def ending(status: str, folder: Path) -> str:
+    """What is said at the end of a run."""
+    goes_on = status == "interrupted"
+    return f"run {status}" + (f"; go on with: tessera run --resume {folder}" if goes_on else "")
+
+
+def failure_line(client: ClientRecord) -> str:
+    """What is said of a client whose reply did not count; empty where nothing is.
+
+    >>> failure_line(ClientRecord(partition_id=3, bytes_down=1, bytes_up=0, outcome="failed",
+    ...     failure="ValueError: no"))
+    '  client 3 failed: ValueError: no'
+    """
+    if client.outcome in ("counted", "surplus") or client.failure is None:
+        return ""
+    return f"  client {client.partition_id} {client.outcome}: {client.failure.splitlines()[0]}"
 
 
 def round_line(record: RoundRecord, rounds: int) -> str:

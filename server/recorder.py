@@ -7,22 +7,33 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 
 from core.config import RunConfig
-from core.records import SCHEMA_VERSION, EvaluationRecord, RoundRecord, RunFolder, write_whole
+from core.errors import RecordError
+from core.records import (
+    SCHEMA_VERSION,
+    RoundRecord,
+    RunFolder,
+    refuse_unknown_schema,
+    write_whole,
+)
 from data.dataset import ImageDataset
 from data.partition import Partition
 from privacy.statement import statement_without_noise
+from server.checkpoint import Checkpoint
 from server.environment import describe_environment
 from server.preparation import Preparation
-from strategies.base import Mosaic, ServerState
+from server.sinks import open_sinks
+from strategies.base import Mosaic
 from strategies.table import config_keys
 
 CHECKPOINTS_KEPT = 2
@@ -30,26 +41,144 @@ _ALWAYS_TOLD = {"strategy", "seed", "engine.client-threads", "engine.server-thre
 
 
 class Recorder:
-    """The writer of one run folder."""
+    """The writer of one run folder, and the only one: it holds the folder's lock.
+
+    Attributes:
+        folder: What is written to.
+        resumed_from: Where a run goes on that was cut off; None for one that starts.
+        elapsed_s: Seconds that the run took before it was cut off.
+    """
 
     def __init__(self, folder: RunFolder, preparation: Preparation) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        """Begin the record of a run, in a folder that holds nothing yet.
 
+        Raises:
+            RecordError: Another process writes to the folder.
+        """
+        self._open(folder, preparation)
+        self._describe()
+        self._begin(None, 0.0)
+
+    @classmethod
+    def resume(cls, folder: RunFolder, preparation: Preparation) -> Recorder:
+        """Go on with a record from its last checkpoint; rounds after it are cut off.
+
+        Raises:
+            RecordError: Another process writes to the folder, the folder is of a run of another
+                configuration, partition or data, or its last checkpoint cannot be read.
+        """
+        self = cls.__new__(cls)
+        self._open(folder, preparation)
+        try:
+            self._refuse_foreign()
+            folder.remove_unfinished()
+            shutil.rmtree(folder.progress, ignore_errors=True)
+            records = folder.read_rounds()
+            checkpoint = self._last_checkpoint(records[-1].round if records else -1)
+        except BaseException:
+            self._lock.release()
+            raise
+        reached = checkpoint.round if checkpoint else -1
+        folder.keep_rounds(reached)
+        self._describe()
+        elapsed_s = records[reached].seconds["elapsed"] if checkpoint else 0.0
+        self._begin(checkpoint, elapsed_s)
+        return self
+
+    def _open(self, folder: RunFolder, preparation: Preparation) -> None:
         self.folder = folder
         self._preparation = preparation
-        self._events: Any = SummaryWriter(str(folder.events))
-        self._rounds_done = 0
-        self._started = _now()
-        config = preparation.config
-        folder.write_json("config", config.flat())
-        folder.write_json("environment", describe_environment())
-        preparation.partition.write(folder.partition)
+        self._data_sha256 = preparation.workload.dataset.sha256()
+        self._started, self._resumptions = _now(), list[dict[str, Any]]()
+        self._retained: list[Mapping[int, int]] = []
+        self._lock = FileLock(folder.lock)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RecordError(
+                f"run folder {folder.path} is being written to by another process; wait for it, "
+                "or end it first"
+            ) from error
+
+    def _describe(self) -> None:
+        """Write what is known before the first round, but for what is there already."""
+        folder, preparation = self.folder, self._preparation
         statement = statement_without_noise(preparation.strategy.images_sent)
-        folder.write_json("privacy", dataclasses.asdict(statement))
+        for name, value in (
+            ("config", preparation.config.flat()),
+            ("environment", describe_environment()),
+            ("privacy", dataclasses.asdict(statement)),
+        ):
+            if not (folder.path / f"{name}.json").exists():
+                folder.write_json(name, value)
+        if not folder.partition.exists():
+            preparation.partition.write(folder.partition)
+
+    def _begin(self, checkpoint: Checkpoint | None, elapsed_s: float) -> None:
+        self.resumed_from, self.elapsed_s = checkpoint, elapsed_s
+        self._rounds_done = checkpoint.round if checkpoint else 0
+        self._sinks = open_sinks(
+            self._preparation.config, self.folder, checkpoint.round if checkpoint else None
+        )
         self._write_status("running", None)
 
-    def round(self, record: RoundRecord, mosaic: Mosaic | None, state: ServerState) -> None:
-        """Put one round on record: images, checkpoint, events, and last the line that counts."""
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder whose run is not the one that was prepared."""
+        folder, preparation = self.folder, self._preparation
+        if (folder.path / "run.json").exists():
+            run = folder.read_json("run")
+            refuse_unknown_schema(str(folder.path / "run.json"), run.get("schema"))
+            for what, key, here in (
+                ("configuration, or a file that it names,", "identity", self._identity),
+                ("data", "data_sha256", self._data_sha256),
+            ):
+                if run.get(key) != here:
+                    raise RecordError(
+                        f"{folder.path / 'run.json'}: the run's {what} is not what it was "
+                        f"({key} {run.get(key)}, now {here}); only an unchanged run can go on"
+                    )
+            self._started = str(run["started"])
+            self._resumptions = list(run.get("resumed", []))
+        if folder.partition.exists():
+            there = Partition.read(folder.partition).clients
+            here = preparation.partition.clients
+            same = len(there) == len(here) and all(map(np.array_equal, there, here))
+            if not same:
+                raise RecordError(
+                    f"{folder.partition} deals other images than partition.* does now; a library "
+                    "that deals them may have changed; only an unchanged run can go on"
+                )
+
+    def _last_checkpoint(self, last_round: int) -> Checkpoint | None:
+        """The newest checkpoint of a round on record; None where no round is on record."""
+        kept = {round: path for round, path in self._checkpoints() if round <= last_round}
+        for round, path in self._checkpoints():
+            if round > last_round:
+                path.unlink()
+        if last_round < 0:
+            return None
+        if not kept:
+            raise RecordError(
+                f"{self.folder.path} has records up to round {last_round} and no checkpoint to go "
+                "on from; start the run anew under another name"
+            )
+        newest = Checkpoint.read(kept[max(kept)], self._identity)
+        self._resumptions.append({"after_round": newest.round, "at": _now()})
+        for round in sorted(kept):
+            with suppress(RecordError):  # only the newest is needed; another may be damaged
+                self._retained.append(Checkpoint.read(kept[round], self._identity).acknowledged)
+        return newest
+
+    @property
+    def _identity(self) -> str:
+        return self._preparation.config.identity()
+
+    def oldest_acknowledged(self, partition_id: int) -> int:
+        """The last round of this client that counted, as the oldest checkpoint has it."""
+        return self._retained[0].get(partition_id, 0) if self._retained else 0
+
+    def round(self, record: RoundRecord, mosaic: Mosaic | None, now: Checkpoint) -> None:
+        """Put one round on record: images, checkpoint, figures, and last the line that counts."""
         config = self._preparation.config
         if mosaic is not None:
             tensors = with_nearest_images(
@@ -57,8 +186,12 @@ class Recorder:
             )
             write_whole(self.folder.tesserae(record.round), save(tensors))
         if record.round % config.checkpoint_every == 0 or record.round == config.rounds:
-            self._checkpoint(record.round, state)
-        self._log_events(record)
+            now.write(self.folder.checkpoint(record.round), self._identity)
+            self._retained = [*self._retained, now.acknowledged][-CHECKPOINTS_KEPT:]
+            for _, path in self._checkpoints()[:-CHECKPOINTS_KEPT]:
+                path.unlink()
+        for sink in self._sinks:
+            sink.round(record)
         self.folder.append_round(record)
         self._rounds_done = record.round
         self._write_status("running", None)
@@ -70,56 +203,31 @@ class Recorder:
             status: complete, failed or interrupted.
             failure: Why, if it failed.
         """
-        self._events.close()
+        for sink in self._sinks:
+            sink.close(status)
         shutil.rmtree(self.folder.progress, ignore_errors=True)
         self._write_status(status, failure)
+        self._lock.release()
 
-    def _checkpoint(self, round: int, state: ServerState) -> None:
-        tensors = {f"weights/{name}": value for name, value in state.weights.items()}
-        tensors |= {f"slots/{name}": value for name, value in state.slots.items()}
-        metadata = {
-            "schema": str(SCHEMA_VERSION),
-            "round": str(round),
-            "identity": self._preparation.config.identity(),
-        }
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        write_whole(self.folder.checkpoint(round), save(contiguous, metadata))
-        kept = sorted(self.folder.checkpoint(round).parent.glob("round-*.safetensors"))
-        for path in kept[:-CHECKPOINTS_KEPT]:
-            path.unlink()
-
-    def _log_events(self, record: RoundRecord) -> None:
-        scalars: dict[str, float] = {
-            "bytes/up": record.bytes_up,
-            "bytes/down": record.bytes_down,
-            **{f"server/{name}": value for name, value in record.server.items()},
-            **{f"seconds/{name}": value for name, value in record.seconds.items()},
-        }
-        for split in ("validation", "test"):
-            judged: EvaluationRecord | None = getattr(record, split)
-            if judged is not None:
-                scalars[f"{split}/accuracy"] = judged.accuracy
-                scalars[f"{split}/loss"] = judged.loss
-                scalars[f"{split}/macro_f1"] = judged.macro_f1
-        if record.worst_client_accuracy is not None:
-            scalars["test/worst_client_accuracy"] = record.worst_client_accuracy
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, record.round)
-        self._events.flush()
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        """Those there are, by round."""
+        found = self.folder.checkpoint(0).parent.glob("round-*.safetensors")
+        return sorted((int(path.stem.partition("-")[2]), path) for path in found)
 
     def _write_status(self, status: str, failure: str | None) -> None:
-        config = self._preparation.config
         value: Mapping[str, Any] = {
             "schema": SCHEMA_VERSION,
             "name": self.folder.path.name,
             "status": status,
             "failure": failure,
-            "command": reproducing_command(config),
-            "identity": config.identity(),
+            "command": reproducing_command(self._preparation.config),
+            "identity": self._identity,
+            "data_sha256": self._data_sha256,
             "class_names": list(self._preparation.workload.dataset.class_names),
             "started": self._started,
             "ended": None if status == "running" else _now(),
             "rounds_done": self._rounds_done,
+            "resumed": self._resumptions,
         }
         self.folder.write_json("run", value)
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+import io
+import reprlib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from typing import cast
 
-from core.wire import Record
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import SType
+
+from core.wire import ArraySpec, Metric, Record, RecordSpec, Setting
 
 ARRAYS, METRICS, SETTINGS = "arrays", "metrics", "settings"
+
+_KINDS = {ARRAYS: ArrayRecord, METRICS: MetricRecord, SETTINGS: ConfigRecord}
+_REASONS_TOLD = 8
+
+# What a client names is told in part: a reason goes on record, and a name may be a megabyte.
+_brief = reprlib.Repr()
+_brief.maxstring = 80
 
 
 def to_flower(record: Record, arrays: ArrayRecord | None = None) -> RecordDict:
@@ -31,28 +47,139 @@ def serialise(record: Record) -> ArrayRecord:
     return ArrayRecord({name: Array(array.copy("C")) for name, array in record.arrays.items()})
 
 
-def from_flower(content: RecordDict) -> Record:
+def from_flower(content: RecordDict, form: RecordSpec | None = None) -> Record:
     """Read a record back. Nothing is unpickled.
 
+    Args:
+        content: What came.
+        form: What a sender that is not trusted may send. Nothing is decoded before its size,
+            names, shapes, dtypes and ``.npy`` headers are found to be those of the form, so that
+            decoding allocates no more than ``form.num_bytes()``. Values, and whether every metric
+            is there, are for `RecordSpec.violations` and the receiver to judge.
+
     Raises:
-        ValueError: A part is missing, a metric or setting is a list, or bytes are no array.
+        ValueError: A part is missing, a metric or setting is no number or scalar of 64 bits, bytes
+            are no array, or the content departs from `form`; the first departures are told.
     """
-    for name, kind in ((ARRAYS, ArrayRecord), (METRICS, MetricRecord), (SETTINGS, ConfigRecord)):
+    for name, kind in _KINDS.items():
         if not isinstance(content.get(name), kind):
             raise ValueError(f"the message has no {kind.__name__} {name!r}")
-    arrays = {name: array.numpy() for name, array in content.array_records[ARRAYS].items()}
-    metrics, settings = {}, {}
-    for name, metric in content.metric_records[METRICS].items():
-        if isinstance(metric, list):
-            raise ValueError(f"metric {name!r} is a list")
-        metrics[name] = metric
-    for name, setting in content.config_records[SETTINGS].items():
-        if isinstance(setting, list | bytes):
-            raise ValueError(f"setting {name!r} is no scalar")
-        settings[name] = setting
-    return Record(arrays, metrics, settings)
+    reasons = _departures(content, form)
+    if told := list(islice(reasons, _REASONS_TOLD)):
+        raise ValueError("; ".join([*told, "and more"] if next(reasons, None) else told))
+    return Record(
+        {name: array.numpy() for name, array in content.array_records[ARRAYS].items()},
+        cast(dict[str, Metric], dict(content.metric_records[METRICS])),
+        cast(dict[str, Setting], dict(content.config_records[SETTINGS])),
+    )
 
 
 def serialised_bytes(message: Message) -> int:
     """Size of a message's records as Flower counts them."""
-    return sum(record.count_bytes() for record in message.content.values())
+    return _num_bytes(message.content)
+
+
+def _num_bytes(content: RecordDict) -> int:
+    total = 0
+    for part in content.values():
+        counted = part
+        if isinstance(part, ConfigRecord):
+            # Flower's count raises at a text or list without length; such a one has its key's size.
+            kept = {name: value for name, value in part.items() if _has_length(value)}
+            total += sum(len(name) for name in part if name not in kept)
+            counted = ConfigRecord(kept)
+        total += counted.count_bytes()
+    return total
+
+
+def _departures(content: RecordDict, form: RecordSpec | None) -> Iterator[str]:
+    """Reasons not to decode `content`, as sentences."""
+    if form is not None:
+        yield from _departures_of_size(content, form)
+        yield from _departures_of_arrays(content.array_records[ARRAYS], form.arrays)
+        yield from _departures_of_settings(content.config_records[SETTINGS], form.settings)
+    for name, metric in content.metric_records[METRICS].items():
+        # A bool is an int to Python and one byte less to Flower.
+        if isinstance(metric, list | bool):
+            yield f"metric {_brief.repr(name)} is a {type(metric).__name__}"
+        elif not _fits_64_bits(metric):
+            yield f"metric {_brief.repr(name)} does not fit 64 bits"
+    for name, setting in content.config_records[SETTINGS].items():
+        if isinstance(setting, list | bytes):
+            yield f"setting {_brief.repr(name)} is no scalar"
+        elif not _fits_64_bits(setting):
+            yield f"setting {_brief.repr(name)} does not fit 64 bits"
+
+
+def _departures_of_size(content: RecordDict, form: RecordSpec) -> Iterator[str]:
+    num_bytes, most = _num_bytes(content), form.num_bytes()
+    if num_bytes > most:
+        yield f"is {num_bytes:,} B, at most {most:,} B are expected"
+    yield from _departures_of_names("part", content, _KINDS)
+
+
+def _departures_of_names(
+    kind: str, found: Mapping[str, object], expected: Mapping[str, object]
+) -> Iterator[str]:
+    yield from (f"{kind} {name!r} is missing" for name in expected if name not in found)
+    for name in found:
+        if name not in expected:
+            yield f"{kind} {_brief.repr(name)} was not asked for"
+
+
+def _departures_of_settings(
+    found: Mapping[str, object], expected: Mapping[str, Setting]
+) -> Iterator[str]:
+    yield from _departures_of_names("setting", found, expected)
+    for name, value in expected.items():
+        if name in found and type(found[name]) is not type(value):
+            kind = type(found[name]).__name__
+            yield f"setting {name!r} is of type {kind}, expected {type(value).__name__}"
+
+
+def _departures_of_arrays(
+    found: Mapping[str, Array], expected: Mapping[str, ArraySpec]
+) -> Iterator[str]:
+    yield from _departures_of_names("array", found, expected)
+    for name, spec in expected.items():
+        if name in found:
+            yield from (
+                f"array {name!r} {rest}" for rest in _departures_of_array(found[name], spec)
+            )
+
+
+def _departures_of_array(array: Array, spec: ArraySpec) -> list[str]:
+    """Of Flower's own fields; where they fit, of the size; where that fits, of the header."""
+    declared = []
+    if array.stype != SType.NUMPY:
+        declared.append(f"is serialised as {_brief.repr(array.stype)}, expected {SType.NUMPY!r}")
+    if array.shape != spec.shape:
+        declared.append(f"has shape {_brief.repr(array.shape)}, expected {spec.shape}")
+    if array.dtype != spec.dtype:
+        declared.append(f"is {_brief.repr(array.dtype)[1:-1]}, expected {spec.dtype}")
+    if declared:
+        return declared
+    if len(array.data) != spec.num_bytes():
+        return [f"is {len(array.data):,} B, expected {spec.num_bytes():,} B"]
+    # NumPy writes one header for one form. Comparing bytes parses nothing that came from outside.
+    if not array.data.startswith(_npy_header(spec)):
+        return [f"has another .npy header than {spec.dtype} of shape {spec.shape} in C order"]
+    return []
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(spec: ArraySpec) -> bytes:
+    descr = np.lib.format.dtype_to_descr(np.dtype(spec.dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": spec.shape}
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+def _has_length(value: object) -> bool:
+    return not isinstance(value, str | bytes | list) or len(value) > 0
+
+
+def _fits_64_bits(value: object) -> bool:
+    """A longer integer can come only from this process; NumPy and ``str`` choke on it."""
+    return not isinstance(value, int) or -(2**63) <= value < 2**63

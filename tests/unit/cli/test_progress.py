@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cli.progress import LiveProgress, shown_progress
 from core.progress import StepCounter
-from core.records import EvaluationRecord, RoundRecord, RunFolder
+from core.records import ClientRecord, EvaluationRecord, ReplyOutcome, RoundRecord, RunFolder
 from server.progress import PlainProgress
 
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
@@ -65,19 +65,23 @@ def round_record(round: int) -> RoundRecord:
     )
 
 
+def client(outcome: ReplyOutcome = "counted", failure: str | None = None) -> ClientRecord:
+    return ClientRecord(partition_id=0, bytes_down=1, bytes_up=1, outcome=outcome, failure=failure)
+
+
 def test_bars_follow_clients_and_steps(folder: Path) -> None:
     terminal = Terminal()
     progress = LiveProgress(terminal.console)
-    progress.run_started(folder, rounds=5, clients=3, steps_per_round=30)
+    progress.run_started(folder, rounds=5, rounds_done=0)
     count_step = StepCounter(RunFolder(folder).progress)
     progress.round_ended(round_record(0))
     for _ in range(30):
         count_step()
     progress.round_ended(round_record(1))
-    progress.round_started(2)
+    progress.round_started(2, clients=3, steps=30)
     for _ in range(12):
         count_step()
-    progress.client_replied(0, None)
+    progress.client_replied(client())
     rounds, clients = terminal.bars(progress)
     assert rounds.startswith("round 2/5 ")
     assert " elapsed, " in rounds
@@ -96,15 +100,17 @@ def test_bars_follow_clients_and_steps(folder: Path) -> None:
 def test_finished_rounds_and_failures_stay_as_lines(folder: Path) -> None:
     terminal = Terminal()
     progress = LiveProgress(terminal.console)
-    progress.run_started(folder, rounds=1, clients=1, steps_per_round=0)
-    progress.round_started(1)
-    progress.client_replied(0, "ValueError: bad\n  File ...")
+    progress.run_started(folder, rounds=1, rounds_done=0)
+    progress.round_started(1, clients=1, steps=0)
+    progress.client_replied(client("failed", "ValueError: bad\n  File ..."))
+    progress.client_replied(client("surplus", "not needed"))
     progress.round_ended(round_record(1))
     progress.run_ended("failed")
     output = terminal.output.getvalue()
     assert f"run folder {folder}" in output.replace("\n", "")
     assert "client 0 failed: ValueError: bad" in output
     assert "File" not in output
+    assert "not needed" not in output
     assert "round 1/1  test accuracy 75.00%  validation 75.00%" in output
     assert output.rstrip().endswith("run failed")
 
@@ -112,8 +118,8 @@ def test_finished_rounds_and_failures_stay_as_lines(folder: Path) -> None:
 def test_time_left_is_unknown_at_first_and_zero_at_last(folder: Path) -> None:
     terminal = Terminal()
     progress = LiveProgress(terminal.console)
-    progress.run_started(folder, rounds=1, clients=2, steps_per_round=0)
-    progress.round_started(1)
+    progress.run_started(folder, rounds=1, rounds_done=0)
+    progress.round_started(1, clients=2, steps=0)
     assert terminal.bars(progress)[0].endswith("? left")
     progress.round_ended(round_record(1))
     assert terminal.bars(progress)[0].endswith("0:00:00 left")
@@ -123,8 +129,8 @@ def test_time_left_is_unknown_at_first_and_zero_at_last(folder: Path) -> None:
 def test_without_clients_only_the_server_is_shown(folder: Path) -> None:
     terminal = Terminal()
     progress = LiveProgress(terminal.console)
-    progress.run_started(folder, rounds=1, clients=0, steps_per_round=0)
-    progress.round_started(1)
+    progress.run_started(folder, rounds=1, rounds_done=0)
+    progress.round_started(1, clients=0, steps=0)
     assert terminal.bars(progress)[1].startswith("server ")
     progress.run_ended("complete")
 
@@ -132,9 +138,9 @@ def test_without_clients_only_the_server_is_shown(folder: Path) -> None:
 def test_the_folder_of_steps_may_go_before_the_bars_do(folder: Path) -> None:
     terminal = Terminal()
     progress = LiveProgress(terminal.console)
-    progress.run_started(folder, rounds=1, clients=1, steps_per_round=10)
+    progress.run_started(folder, rounds=1, rounds_done=0)
     StepCounter(RunFolder(folder).progress)()
-    progress.round_started(1)
+    progress.round_started(1, clients=1, steps=10)
     (count,) = RunFolder(folder).progress.iterdir()
     count.unlink()
     assert len(terminal.bars(progress)) == 2
@@ -181,7 +187,7 @@ def test_whatever_happens_the_cursor_comes_back(
 
     def fail() -> None:
         with os.fdopen(follower, "w") as stream, shown_progress(stream) as progress:
-            progress.run_started(folder, rounds=1, clients=1, steps_per_round=0)
+            progress.run_started(folder, rounds=1, rounds_done=0)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

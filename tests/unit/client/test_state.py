@@ -25,7 +25,24 @@ def test_only_the_acknowledged_round_is_read(tmp_path: Path) -> None:
     assert returned is not None
     assert returned["w"].tolist() == [1.0, 1.0]
     assert returned["steps"].dtype == torch.int64
-    assert store.read(2) is None, "round 2 was never acknowledged and is gone"
+    with pytest.raises(RunError, match=r"round-00002.*cannot be read"):
+        store.read(2)  # it was never acknowledged, and went when round 1 was read
+
+
+def test_what_a_checkpoint_may_lead_back_to_is_kept(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path, 0)
+    for round in range(1, 6):
+        store.write(round, state(float(round)))
+    assert store.read(5, retained_round=3) is not None
+    assert sorted(path.name.split("-")[-1][:5] for path in tmp_path.iterdir()) == [
+        "00003",
+        "00004",
+        "00005",
+    ]
+    returned = store.read(3, retained_round=3)
+    assert returned is not None
+    assert returned["w"].tolist() == [3.0, 3.0]
+    assert len(list(tmp_path.iterdir())) == 1, "rounds 4 and 5 are to be done again"
 
 
 def test_a_superseded_round_is_removed(tmp_path: Path) -> None:
@@ -34,7 +51,7 @@ def test_a_superseded_round_is_removed(tmp_path: Path) -> None:
     other.write(1, state(9.0))
     store.write(1, state(1.0))
     store.write(2, state(2.0))
-    assert store.read(2) is not None
+    assert store.read(2, retained_round=2) is not None
     assert len(list(tmp_path.iterdir())) == 2
     assert other.read(1) is not None
 

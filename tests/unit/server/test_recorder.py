@@ -55,7 +55,9 @@ def test_the_last_two_checkpoints_are_kept_and_name_their_run(folder: RunFolder)
         metadata = file.metadata()
         assert metadata["round"] == "4"
         assert metadata["identity"] == folder.read_json("run")["identity"]
-        assert all(name.startswith("weights/") for name in file.keys())  # noqa: SIM118
+        names = set(file.keys())
+        weights = prepare(parse_config(folder.read_json("config"))).initial_weights
+        assert names == {"acknowledged", *(f"weights/{name}" for name in weights)}
 
 
 def test_the_checkpoint_is_the_model_that_was_judged(folder: RunFolder) -> None:
@@ -63,7 +65,11 @@ def test_the_checkpoint_is_the_model_that_was_judged(folder: RunFolder) -> None:
     preparation = prepare(config)
     weights = load_file(folder.checkpoint(4))
     preparation.model.load_state_dict(
-        {name.removeprefix("weights/"): value for name, value in weights.items()}
+        {
+            name.removeprefix("weights/"): value
+            for name, value in weights.items()
+            if name.startswith("weights/")
+        }
     )
     judged = preparation.workload.evaluate(preparation.model, "test")
     assert folder.read_rounds()[-1].test == judged
