@@ -66,7 +66,7 @@ class ImageDataset:
         for split in (self.train, self.validation, self.test):
             for tensor in (split.images, split.labels):
                 digest.update(f"{tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().numpy())
+                digest.update(tensor.contiguous().reshape(-1).numpy().data)
         return digest.hexdigest()
 
     @property

@@ -105,5 +105,5 @@ def _digest(tensors: NamedTensors, metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()

@@ -140,10 +140,9 @@ class Recorder:
             self._started = str(run["started"])
             self._resumptions = list(run.get("resumed", []))
         if folder.partition.exists():
-            there = Partition.read(folder.partition).clients
-            here = preparation.partition.clients
-            same = len(there) == len(here) and all(map(np.array_equal, there, here))
-            if not same:
+            before = Partition.read(folder.partition).clients
+            now = preparation.partition.clients
+            if len(before) != len(now) or not all(map(np.array_equal, before, now)):
                 raise RecordError(
                     f"{folder.partition} deals other images than partition.* does now; a library "
                     "that deals them may have changed; only an unchanged run can go on"
