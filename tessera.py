@@ -7,8 +7,8 @@
 
 from cli.api import compare, config, load_run, plan, report, run, table
 from core.errors import ConfigError, DataError, RecordError, RunError, TesseraError
+from experiments.execution import SuiteResult
 from experiments.plan import Plan
-from experiments.suite import SuiteResult
 from report.loading import LoadedRun
 
 __all__ = [

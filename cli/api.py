@@ -8,12 +8,13 @@ from pathlib import Path
 
 from cli.progress import shown_progress
 from core.config import RunConfig
+from experiments import execution
 from experiments import plan as planning
 from experiments import run as running
 from experiments import suite as suites
+from experiments.execution import Action, Step, SuiteResult
 from experiments.plan import Plan
 from experiments.settings import flat_settings
-from experiments.suite import SuiteResult
 from report import loading, methods, tables
 from report.html import write_report
 from report.loading import LoadedRun
@@ -67,37 +68,45 @@ def plan(settings: Mapping[str, object] | None = None, /, **keys: object) -> Pla
     return planning.plan(config(settings, **keys))
 
 
-def compare(suite: str | Path | Mapping[str, object]) -> SuiteResult:
+def compare(
+    suite: str | Path | Mapping[str, object], *, max_minutes: float | None = None
+) -> SuiteResult:
     """Run what is left of a suite (methods x settings x seeds) and report on all of it.
 
     Args:
         suite: A TOML file, or its content as a mapping with a ``name``; the form is told in
             `experiments.suite`.
+        max_minutes: After these, no run is started; the same call goes on with what is left.
 
     Returns:
-        Complete runs, failures and the path of the report. A run that fails stops no other.
+        How methods were tuned, complete runs, failures and the paths of report and comparison. A
+        run that fails stops no other.
 
     Raises:
-        TesseraError: All problems of all runs; nothing was started.
+        TesseraError: All problems of all runs, or the suite is being run elsewhere; nothing was
+            started.
     """
     parsed = (
         suites.parse_suite(suite) if isinstance(suite, Mapping) else suites.read_suite(Path(suite))
     )
     with shown_progress(sys.stdout) as progress:
-        return suites.run_suite(
-            parsed, progress, lambda number, run, state: print(run_line(parsed, number, run, state))
-        )
+        return execution.run_suite(parsed, progress, print_step, max_minutes=max_minutes)
 
 
-def run_line(suite: suites.Suite, number: int, run: suites.SuiteRun, state: suites.State) -> str:
-    """One line that says which run of a suite comes, and why."""
-    why = {
-        "done": " is done already",
-        "todo": "",
-        "incomplete": " again; what was incomplete is moved aside",
-        "outdated": " again; what was run under another configuration is moved aside",
-    }
-    return f"run {number}/{len(suite.runs)} {run.title}{why[state]}"
+def print_step(step: Step) -> None:
+    """Say in one line which run of a suite comes, and why."""
+    print(f"run {step.number}/{step.total} {step.run.title}{_WHY[step.action]}{step.reason}")
+
+
+_WHY: Mapping[Action, str] = {
+    "todo": "",
+    "done": " is done already",
+    "incomplete": " goes on where it stopped",
+    "outdated": " again; what was run under another configuration is moved aside",
+    "damaged": " again; what lies there is moved aside: ",
+    "failed": " has failed before and is left at that",
+    "tuned": " is what tuning has run already",
+}
 
 
 def load_run(path: str | Path) -> LoadedRun:

@@ -256,50 +256,64 @@ def compare(
     suite: Annotated[Path, typer.Argument(metavar="SUITE.toml", hidden=True)],
     dry_run: DryRun = False,
     as_json: Json = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Start no run after N minutes; the same command goes on.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> Outcome:
     """Run a suite of methods x settings x seeds.
 
-    Runs that are complete are not run again; what is incomplete is moved aside, never deleted. One
-    report covers all of them.
+    Candidates of a grid run first. Runs that are complete are not run again, those that were cut
+    off go on, and what else lies in their place is moved aside, never deleted. One report and one
+    comparison cover all of them.
     """
-    from cli.api import run_line
+    from cli.api import print_step
     from cli.progress import shown_progress
-    from experiments import summary
-    from experiments.suite import read_suite, run_suite
+    from experiments import summary, tuning
+    from experiments.execution import run_suite
+    from experiments.suite import read_suite
 
     parsed = read_suite(suite)
     if dry_run:
-        from cli.suite_text import dry_json, dry_text
-        from experiments.suite import plan_suite
+        from cli.suite_text import dry_json, dry_text, foresee
 
-        plans = plan_suite(parsed.runs)
-        return Outcome(dry_text(parsed, plans), dry_json(parsed, plans))
+        foreseen = foresee(parsed)
+        return Outcome(dry_text(foreseen), dry_json(foreseen))
     with shown_progress(sys.stdout) as progress:
-        result = run_suite(
-            parsed, progress, lambda n, one, state: print(run_line(parsed, n, one, state))
-        )
-    cells = summary.summarise(result)
-    lines = ["", summary.to_text(cells)]
+        result = run_suite(parsed, progress, print_step, max_minutes=max_minutes)
+    lines = ["", summary.to_text(result)]
     for failed, error in result.failures:
         lines.append(f"run {failed.title} failed: {type(error).__name__}: {error}")
         if not isinstance(error, TesseraError):
             traceback.print_exception(error)
+    if result.num_left:
+        runs = "1 run is" if result.num_left == 1 else f"{result.num_left} runs are"
+        lines.append(f"time is up: {runs} left of {parsed.num_runs}; the same command goes on")
     lines += [f"runs in {parsed.folder}"]
+    lines += [f"comparison {path}" for path in result.comparison]
     lines += [f"report {result.report}"] if result.report else []
+    untuned = any(one.failed for one in result.tuned)
     return Outcome(
         "\n".join(lines) + "\n",
         {
             "suite": parsed.name,
             "folder": str(parsed.folder),
-            "summary": summary.to_json(cells),
+            "tuning": tuning.to_json(result.tuned),
+            "summary": summary.to_json(result),
             "runs": [_run_json(loaded) for _, loaded in result.runs],
             "failures": [
-                {"run": failed.config.name, "error": f"{type(error).__name__}: {error}"}
+                {"run": failed.name, "error": f"{type(error).__name__}: {error}"}
                 for failed, error in result.failures
             ],
+            "runs_left": result.num_left,
+            "comparison": [str(path) for path in result.comparison],
             "report": str(result.report) if result.report else None,
         },
-        RunError.exit_code if result.failures else 0,
+        RunError.exit_code if result.failures or untuned else 0,
     )
 
 

@@ -2,52 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from experiments import tuning
+from experiments.execution import Action, runs_to_check
 from experiments.plan import Plan
-from experiments.suite import Suite
-from report.tables import plain_bytes
+from experiments.suite import Suite, SuiteRun, plan_suite
+from experiments.tuning import Tuned, read_trial, read_tuned
+from report.tables import NONE, plain_bytes
+
+Foreseen = Literal[Action, "untold"]
+"""``untold``: what is done about the run depends on which candidate wins."""
+
+_WORDS: Mapping[Foreseen, str] = {
+    "done": "done",
+    "todo": "to do",
+    "incomplete": "to go on",
+    "outdated": "outdated",
+    "damaged": "damaged",
+    "failed": "failed",
+    "tuned": "tuned",
+    "untold": "after tuning",
+}
+_NOTHING_TO_RUN: tuple[Foreseen, ...] = ("done", "failed", "tuned")
 
 
-def dry_json(suite: Suite, plans: Sequence[Plan]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class ForeseenRun:
+    """One run, and what would be done about it.
+
+    Attributes:
+        run: Of a method whose winner is not known, the first candidate's in its place.
+        foreseen: What would be done.
+        plan: None where the winner is not known.
+    """
+
+    run: SuiteRun
+    foreseen: Foreseen
+    plan: Plan | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeseenSuite:
+    """A suite as it would be run.
+
+    Attributes:
+        suite: Which.
+        tuned: What is on record of its tunings.
+        runs: Candidates' first; without those of methods whose candidates all failed.
+    """
+
+    suite: Suite
+    tuned: tuple[Tuned, ...]
+    runs: tuple[ForeseenRun, ...]
+
+    @property
+    def num_to_do(self) -> int:
+        """Runs that would be computed, from their start or further."""
+        awaited = sum(
+            one.tuning.num_finals - len(one.tuning.seeds) for one in self.tuned if not one.settled
+        )
+        known = [r for r in self.runs if r.foreseen not in (*_NOTHING_TO_RUN, "untold")]
+        return len(known) + awaited
+
+
+def foresee(suite: Suite) -> ForeseenSuite:
+    """Check every run without starting one, and look at what is on record.
+
+    Raises:
+        TesseraError: A run is refused; see `experiments.suite.plan_suite`.
+    """
+    tuned = tuple(map(read_tuned, suite.tunings))
+    winners = [one.winner.candidate for one in tuned if one.winner is not None]
+    awaited = [one.tuning.candidates[0] for one in tuned if not one.settled]
+    trials = [run for one in suite.tunings for c in one.candidates for run in c.trials]
+    known = suite.final_runs(winners)
+    checked = list({r.name: r for r in [*runs_to_check(suite), *trials, *known]}.values())
+    plans = {run.name: plan for run, plan in zip(checked, plan_suite(checked), strict=True)}
+    made = {(run.method, run.config.identity()) for w in winners for run in w.trials}
+    untold = {run.name for candidate in awaited for run in candidate.finals}
+    runs = [ForeseenRun(run, _of_trial(run), plans[run.name]) for run in trials]
+    for run in suite.final_runs([*winners, *awaited]):
+        if run.name in untold:
+            runs.append(ForeseenRun(run, "untold", None))
+        else:
+            copied = run.state() != "done" and (run.method, run.config.identity()) in made
+            runs.append(ForeseenRun(run, "tuned" if copied else run.state(), plans[run.name]))
+    return ForeseenSuite(suite, tuned, tuple(runs))
+
+
+def _of_trial(run: SuiteRun) -> Foreseen:
+    return "failed" if read_trial(run).failure is not None else run.state()
+
+
+def dry_json(foreseen: ForeseenSuite) -> dict[str, Any]:
     """For programs."""
+    suite = foreseen.suite
     return {
         "dry_run": True,
         "suite": suite.name,
         "folder": str(suite.folder),
-        "runs": [
-            {
-                "name": run.config.name,
-                "method": run.method,
-                "setting": run.setting,
-                "seed": run.config.seed,
-                "state": run.state(),
-                "identity": run.config.identity(),
-                "total_bytes_up": plan.predicted.total_up,
-                "total_bytes_down": plan.predicted.total_down,
-                "images_sent": plan.privacy.images_sent,
-            }
-            for run, plan in zip(suite.runs, plans, strict=True)
-        ],
+        "runs_left": foreseen.num_to_do,
+        "tuning": tuning.to_json(foreseen.tuned),
+        "runs": [_run_json(one) for one in foreseen.runs],
     }
 
 
-def dry_text(suite: Suite, plans: Sequence[Plan]) -> str:
+def _run_json(one: ForeseenRun) -> dict[str, Any]:
+    run, plan = one.run, one.plan
+    return {
+        "name": run.name,
+        "method": run.method,
+        "setting": run.setting,
+        "seed": run.config.seed,
+        "tunes": run.tunes,
+        "state": one.foreseen,
+        "identity": run.config.identity() if plan else None,
+        "total_bytes_up": plan.predicted.total_up if plan else None,
+        "total_bytes_down": plan.predicted.total_down if plan else None,
+        "images_sent": plan.privacy.images_sent if plan else None,
+    }
+
+
+def dry_text(foreseen: ForeseenSuite) -> str:
     """For readers: a line per run."""
-    lines = [("state", "run", "up", "down")]
-    for run, plan in zip(suite.runs, plans, strict=True):
-        sent = plan.predicted
-        lines.append(
-            (run.state(), run.title, plain_bytes(sent.total_up), plain_bytes(sent.total_down))
-        )
+    suite = foreseen.suite
+    lines = [("state", "run", "up", "down"), *map(_line, foreseen.runs)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = "".join(
         f"{state:{widths[0]}}  {title:{widths[1]}}  {up:>{widths[2]}}  {down:>{widths[3]}}\n"
         for state, title, up, down in lines
     )
-    todo = sum(run.state() != "done" for run in suite.runs)
     return (
-        f"{text}\n{todo} of {len(suite.runs)} runs to do in {suite.folder}; what is incomplete or "
-        "outdated would be moved aside\nnothing was started or written\n"
+        f"{text}\n{_tunings(foreseen.tuned)}{foreseen.num_to_do} of {suite.num_runs} runs to do in "
+        f"{suite.folder}\nwhat was cut off would go on; what is outdated or damaged would be moved "
+        "aside\nnothing was started or written\n"
     )
+
+
+def _line(one: ForeseenRun) -> tuple[str, str, str, str]:
+    sent = [NONE, NONE]
+    if one.plan is not None:
+        predicted = one.plan.predicted
+        sent = [plain_bytes(predicted.total_up), plain_bytes(predicted.total_down)]
+    return (_WORDS[one.foreseen], one.run.title, sent[0], sent[1])
+
+
+def _tunings(tuned: Sequence[Tuned]) -> str:
+    """What is known of the winners."""
+    lines = []
+    for one in tuned:
+        where = f"{one.tuning.method}, tuned {one.where}"
+        if one.winner is not None:
+            lines.append(f"{where}: takes {one.winner.candidate.text}\n")
+        elif one.failed:
+            lines.append(f"{where}: all candidates failed; it would not be run\n")
+        else:
+            lines.append(
+                f"{where}: its keys, and so its bytes, are known once candidates have run\n"
+            )
+    return "".join(lines)

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.attacks import malicious_clients, poison, tamper
 from client.state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import resolve_device
@@ -46,6 +47,7 @@ class Resident:
     count_step: StepCounter
     folder: RunFolder
     loaded: dict[int, Examples]
+    malicious: frozenset[int]
 
     def examples(self, partition_id: int) -> Examples:
         """The client's own images."""
@@ -70,12 +72,16 @@ def train(message: Message, context: Context) -> Message:
     resident = _resident(tuple(sorted(context.run_config.items())), context.run_id)
     partition_id = int(context.node_config["partition-id"])
     store = ClientStore(resident.folder.clients, partition_id)
+    malicious, attack = partition_id in resident.malicious, resident.config.attack
+    examples = resident.examples(partition_id)
+    if malicious:
+        examples = poison(examples, resident.workload.num_classes, attack)
     task = ClientTask(
         round=round_number,
         partition_id=partition_id,
         seed=derive_seed(resident.config.seed, "client", round_number, partition_id),
         received=received,
-        examples=resident.examples(partition_id),
+        examples=examples,
         state=_state(resident.strategy, store, received),
         parameters=resident.parameters,
         workload=resident.workload,
@@ -84,6 +90,8 @@ def train(message: Message, context: Context) -> Message:
     )
     with seeded_globals(derive_seed(task.seed, "layers")):
         update = resident.strategy.client_update(task)
+    if malicious:
+        update = tamper(update, received.arrays, attack)
     if update.state is not None:
         store.write(round_number, update.state)
     metrics = {**update.metrics, "train_s": time.perf_counter() - started}
@@ -127,6 +135,7 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Reside
         count_step=StepCounter(folder.progress),
         folder=folder,
         loaded={},
+        malicious=malicious_clients(config),
     )
 
 

@@ -9,6 +9,7 @@ Layout, all paths relative to the run folder::
     privacy.json           the privacy statement
     rounds.jsonl           one RoundRecord a line, appended, round 0 is the initial model
     events/                TensorBoard events
+    sinks.json, wandb/     by which ids other sinks know the run; Weights & Biases' local files
     checkpoints/           round-0005.safetensors: weights and server state
     tesserae/              round-0005.safetensors: images that clients sent, nearest real images
     clients/               state that clients keep between rounds (simulation only)

@@ -17,11 +17,12 @@ from server.preparation import forget_preparation, prepare
 from server.progress import Progress
 from server.recorder import default_run_name
 from strategies.table import parse_config
+from workloads.vision import forget_data
 
 CLIENT_APP = "client.app:app"
 
 
-def run(config: RunConfig, progress: Progress) -> Path:
+def run(config: RunConfig, progress: Progress, *, keep_data: bool = False) -> Path:
     """Run one federation on this machine and return its run folder.
 
     Data, partition, model and method are checked first: what does not fit is refused before
@@ -30,6 +31,7 @@ def run(config: RunConfig, progress: Progress) -> Path:
     Args:
         config: What to run; a run without a name is given one.
         progress: Told how it goes.
+        keep_data: Leave loaded data for a next run in this process.
 
     Raises:
         ConfigError: Model, data, method and machine do not fit.
@@ -39,11 +41,15 @@ def run(config: RunConfig, progress: Progress) -> Path:
     """
     named = with_name(config)
     RunFolder.check_free(named.runs, named.name)
-    return _simulate(named, progress, resumes=False)
+    return _simulate(named, progress, resumes=False, keep_data=keep_data)
 
 
 def resume(
-    path: Path, progress: Progress, changes: Mapping[str, object] = MappingProxyType({})
+    path: Path,
+    progress: Progress,
+    changes: Mapping[str, object] = MappingProxyType({}),
+    *,
+    keep_data: bool = False,
 ) -> Path:
     """Go on with a run that was cut off, from its last checkpoint, and return its folder.
 
@@ -54,6 +60,7 @@ def resume(
         path: The run folder; it may have been moved.
         progress: Told how it goes.
         changes: Keys to change; only such as cannot change a result.
+        keep_data: As in `run`.
 
     Raises:
         ConfigError: A key in `changes` can change a result, or its value is refused.
@@ -64,7 +71,7 @@ def resume(
     config = _config_to_resume(folder, changes)
     if (folder.path / "run.json").exists() and folder.read_json("run")["status"] == "complete":
         return folder.path
-    return _simulate(config, progress, resumes=True)
+    return _simulate(config, progress, resumes=True, keep_data=keep_data)
 
 
 def _config_to_resume(folder: RunFolder, changes: Mapping[str, object]) -> RunConfig:
@@ -84,7 +91,7 @@ def _config_to_resume(folder: RunFolder, changes: Mapping[str, object]) -> RunCo
     return parse_config({**flat, **changes, **place})
 
 
-def _simulate(config: RunConfig, progress: Progress, *, resumes: bool) -> Path:
+def _simulate(config: RunConfig, progress: Progress, *, resumes: bool, keep_data: bool) -> Path:
     try:
         preparation = prepare(config)
         simulate(
@@ -97,6 +104,8 @@ def _simulate(config: RunConfig, progress: Progress, *, resumes: bool) -> Path:
     finally:
         forget_run()
         forget_preparation()
+        if not keep_data:
+            forget_data()
     return run_folder_of(config.runs, config.name)
 
 

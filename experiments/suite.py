@@ -1,66 +1,75 @@
-"""A suite: methods x settings x seeds, one run after another, from a TOML file or a mapping.
+"""A suite: methods x settings x seeds, and the grids that methods are tuned over, from a TOML file.
 
 .. code-block:: toml
 
     seeds = [0, 1, 2]            # optional; [0] where left out
     name = "digits"              # optional in a file; its stem where left out
+    target-accuracy = 0.9        # optional: rounds and bytes to reach it are told
 
     [base]                       # optional: keys of every run
     rounds = 5
-    partition.alpha = 0.01
+
+    [[settings]]                 # optional: each method runs under each
+    label = "alpha0.1"
+    partition.alpha = 0.1
+
+    [tuning]                     # needed where a method has a grid
+    setting = "alpha0.1"         # where candidates are tried; "each" tunes under every setting on
+                                 # its own; left out where the suite has no settings
+    seeds = [0]                  # optional; all of the suite's where left out
 
     [[methods]]
     label = "feddm"
     strategy = "feddm"
 
     [[methods]]
-    label = "fedavg-lr0.1"
-    choose = "fedavg"            # optional: of all with this value, validation chooses one
+    label = "fedavg"
     strategy = "fedavg"
-    train.learning-rate = 0.1
+    [methods.grid]               # optional: every combination is a candidate
+    train.learning-rate = [0.01, 0.1]
+    train.local-epochs = [1, 5]
 
-    [[settings]]                 # optional: each method runs under each
-    label = "alpha0.01"
-    partition.alpha = 0.01
-
-A method's or setting's key takes the place of the base's. A run lies in
-``<runs>/<suite>/<method>-<setting>-seed<k>``. One that is complete under the same configuration is
-not run again; anything else in its place is moved aside, never deleted.
+A method's or setting's key takes the place of the base's. Candidates run first, in
+``<runs>/<suite>/tuning/<method>-<setting>-<keys>-seed<k>``. `experiments.tuning` chooses one, whose
+keys join the method's; its runs lie in ``<runs>/<suite>/<method>-<setting>-seed<k>``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import itertools
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from core.config import RunConfig
 from core.errors import ConfigError, DataError, Problem, RunError, TesseraError
 from core.records import RunFolder
 from experiments.plan import Plan, plan
-from experiments.run import run
 from experiments.settings import flat_settings
-from report.html import write_report
-from report.loading import LoadedRun, load_run
 from report.methods import NOT_PRIVATE
 from server.app import run_folder_of
 from server.preparation import forget_preparation
-from server.progress import Progress
 from strategies.table import parse_config, strategy_class
 
-State = Literal["done", "todo", "incomplete", "outdated"]
+State = Literal["done", "todo", "incomplete", "outdated", "damaged"]
 
-_TOP_LEVEL = ("name", "seeds", "base", "methods", "settings")
+EACH = "each"
+"""In place of a setting's label: tune under every setting on its own."""
+
+_TOP_LEVEL = ("name", "seeds", "target-accuracy", "base", "settings", "tuning", "methods")
 _LABEL = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9_.=+-]*")
 _LABEL_RULE = "must be letters, digits and . _ = + - (it names folders), and not start with a dot"
+_SEEDS_RULE = "must be a list of distinct whole numbers"
+_LONGEST_NAME = 200  # bytes; what the key `name` allows
+_LONGEST_CANDIDATE = 80
 _SET_BY_SUITE = {"seed": "comes from the suite's seeds", "name": "is made of the labels"}
-_MOVED_ASIDE = re.compile(r"\.(incomplete|outdated)-\d+$")
+_MOVED_ASIDE = re.compile(r"\.(incomplete|outdated|damaged)-\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +80,13 @@ class SuiteRun:
         method: Label of its method.
         setting: Label of its setting; empty where the suite has none.
         config: Its whole configuration; ``runs`` and ``name`` make its folder.
+        tunes: Whether it is a candidate's run, of which the test figures are not for looking at.
     """
 
     method: str
     setting: str
     config: RunConfig
+    tunes: bool = False
 
     @property
     def folder(self) -> Path:
@@ -83,22 +94,87 @@ class SuiteRun:
         return run_folder_of(self.config.runs, self.config.name)
 
     @property
+    def name(self) -> str:
+        """Its folder, from the suite's on."""
+        return f"tuning/{self.config.name}" if self.tunes else self.config.name
+
+    @property
     def title(self) -> str:
         """Its name, marked where clients send real images."""
         raw = strategy_class(self.config.strategy).images_sent == "raw"
-        return f"{self.config.name} ({NOT_PRIVATE})" if raw else self.config.name
+        return f"{self.name} ({NOT_PRIVATE})" if raw else self.name
 
     def state(self) -> State:
-        """What lies in its folder: nothing, this run complete or not, or one configured else."""
+        """What lies in its folder.
+
+        Nothing (todo), this run to its end or not, one of another configuration (outdated), or what
+        is no record of a run (damaged).
+        """
         if not self.folder.exists():
             return "todo"
         try:
             record = RunFolder(self.folder).read_json("run")
         except TesseraError:
-            return "incomplete"
-        if record.get("status") != "complete":
-            return "incomplete"
-        return "done" if record.get("identity") == self.config.identity() else "outdated"
+            return "damaged"
+        if record.get("identity") != self.config.identity():
+            return "outdated"
+        return "done" if record.get("status") == "complete" else "incomplete"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One combination of a method's grid.
+
+    Attributes:
+        label: Unique among the method's, for folders.
+        keys: The combination.
+        trials: Its runs, one for each of the tuning's seeds.
+        finals: The runs that the method has if this one wins.
+    """
+
+    label: str
+    keys: Mapping[str, object]
+    trials: tuple[SuiteRun, ...]
+    finals: tuple[SuiteRun, ...]
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """The combination for readers, keys without their sections where they stay distinct."""
+        return {short: _value_text(value) for short, value in _short(self.keys).items()}
+
+    @property
+    def text(self) -> str:
+        """For readers: ``learning-rate=0.1 local-epochs=5``."""
+        return " ".join(f"{key}={value}" for key, value in self.values.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """A method's grid, and where it is tried.
+
+    Attributes:
+        method: Label.
+        setting: Label of the setting that candidates run under; empty where the suite has none.
+        settings: Labels of those under which the winner runs.
+        seeds: Of the candidates' runs.
+        candidates: In the order of the grid, its first key outermost.
+    """
+
+    method: str
+    setting: str
+    settings: tuple[str, ...]
+    seeds: tuple[int, ...]
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def num_trials(self) -> int:
+        """Runs of all candidates."""
+        return sum(len(candidate.trials) for candidate in self.candidates)
+
+    @property
+    def num_finals(self) -> int:
+        """Runs of the winner."""
+        return len(self.candidates[0].finals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,41 +184,38 @@ class Suite:
     Attributes:
         name: Name of the folder of its runs.
         folder: That folder.
-        runs: Every run, seeds outermost: the first seed of everything is there first.
-        choices: For each method that is a tuning candidate, by label: what its group is called.
+        seeds: As in the file.
+        methods: Labels in the order of the file.
+        settings: Labels in the order of the file; one empty label where there are none.
+        runs: Of the methods without a grid, seeds outermost.
+        tunings: One for each method with a grid, or for each of those under each setting.
+        target_accuracy: In (0, 1]; None where none was given.
     """
 
     name: str
     folder: Path
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+    settings: tuple[str, ...]
     runs: tuple[SuiteRun, ...]
-    choices: Mapping[str, str]
+    tunings: tuple[Tuning, ...]
+    target_accuracy: float | None
 
     @property
-    def methods(self) -> list[str]:
-        """Labels in the order of the file."""
-        return list(dict.fromkeys(run.method for run in self.runs))
+    def num_runs(self) -> int:
+        """All runs, candidates' and winners' included."""
+        return len(self.runs) + sum(t.num_trials + t.num_finals for t in self.tunings)
 
-    @property
-    def settings(self) -> list[str]:
-        """Labels in the order of the file; one empty label where there are none."""
-        return list(dict.fromkeys(run.setting for run in self.runs))
+    def final_runs(self, winners: Iterable[Candidate]) -> list[SuiteRun]:
+        """Every run but the candidates', seeds outermost: the first seed of everything is first.
 
-
-@dataclass(frozen=True, slots=True)
-class SuiteResult:
-    """What a suite came to.
-
-    Attributes:
-        suite: As run.
-        runs: Every complete run, loaded, in the suite's order.
-        failures: The others, each with what it raised.
-        report: The HTML report over all complete runs; None where there is none.
-    """
-
-    suite: Suite
-    runs: tuple[tuple[SuiteRun, LoadedRun], ...]
-    failures: tuple[tuple[SuiteRun, Exception], ...]
-    report: Path | None
+        Args:
+            winners: At most one for each tuning; methods that lack theirs are left out.
+        """
+        runs = [*self.runs, *(run for winner in winners for run in winner.finals)]
+        found = {(run.config.seed, run.setting, run.method): run for run in runs}
+        slots = itertools.product(self.seeds, self.settings, self.methods)
+        return [found[slot] for slot in slots if slot in found]
 
 
 def read_suite(path: Path) -> Suite:
@@ -161,7 +234,7 @@ def read_suite(path: Path) -> Suite:
 
 
 def parse_suite(value: Mapping[str, object]) -> Suite:
-    """Check a suite and every run in it.
+    """Check a suite and every run in it, those of all candidates included.
 
     Args:
         value: As in the module's example.
@@ -170,41 +243,54 @@ def parse_suite(value: Mapping[str, object]) -> Suite:
         ConfigError: Every problem of the suite and of all its runs, each key with the table that
             gives it.
     """
-    name, seeds = value.get("name", ""), value.get("seeds", [0])
-    problems = list(_problems_of_form(name, seeds, value.keys()))
+    name, seeds, target = value.get("name", ""), value.get("seeds", [0]), value.get(_TARGET)
+    problems = list(_problems_of_form(name, seeds, target, value.keys()))
     base = _Table("base", _keys("base", value.get("base", {}), problems))
     methods = _tables("methods", value.get("methods", []), problems)
     settings = _tables("settings", value.get("settings", []), problems)
     if not value.get("methods"):
         problems.append(Problem("methods", "", "a suite needs at least one [[methods]] table"))
     for method, setting in itertools.product(methods, settings):
-        for key in method.keys.keys() & setting.keys.keys():
-            rule = f"{setting.place} gives it too; give it in one of them"
-            problems.append(Problem(f"{method.place}.{key}", str(method.keys[key]), rule))
-    runs = _parse_runs(
+        for table in (method, *method.grid[:1]):
+            for key in table.keys.keys() & setting.keys.keys():
+                rule = f"{setting.place} gives it too; give it in one of them"
+                problems.append(Problem(f"{table.place}.{key}", str(table.keys[key]), rule))
+    known_seeds = tuple(seeds) if _are_seeds(seeds) else (0,)
+    where = _parse_tuning(value.get("tuning"), methods, settings, known_seeds, problems)
+    under = settings or [_Table("", {})]
+    configs = _parse_configs(
         [
-            _Combination(base, setting, method)
-            for setting in settings or [_Table("", {})]
+            _Combination(base, setting, method, candidate)
+            for setting in under
             for method in methods
+            for candidate in method.grid or (_Table("", {}),)
         ],
-        seeds if isinstance(seeds, list) and seeds else [0],
-        str(name),
+        known_seeds,
         problems,
     )
     if problems:
         raise ConfigError(problems)
-    choices = {method.label: method.choose for method in methods if method.choose}
-    return Suite(str(name), runs[0].folder.parent, tuple(runs), choices)
+    suite = _build(_Source(str(name), known_seeds, methods, under, where, configs), target)
+    if clashes := list(_problems_of_names(suite)):
+        raise ConfigError(clashes)
+    return suite
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """Keys, and where they stand in the file."""
+    """Keys, and where they stand in the file.
+
+    Attributes:
+        place: Of the table.
+        keys: Flat.
+        label: Empty for one that has none.
+        grid: A method's candidates.
+    """
 
     place: str
     keys: Mapping[str, object]
     label: str = ""
-    choose: str = ""
+    grid: tuple[_Table, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,27 +300,150 @@ class _Combination:
     base: _Table
     setting: _Table
     method: _Table
+    candidate: _Table
 
     @property
-    def tables(self) -> tuple[_Table, _Table, _Table]:
+    def tables(self) -> tuple[_Table, ...]:
         """The one that a key is taken from first comes first."""
-        return (self.method, self.setting, self.base)
+        return (self.candidate, self.method, self.setting, self.base)
 
     @property
-    def labels(self) -> list[str]:
-        """Of method and setting."""
-        return [table.label for table in (self.method, self.setting) if table.label]
+    def labels(self) -> tuple[str, str, str]:
+        """Of method, setting and candidate."""
+        return (self.method.label, self.setting.label, self.candidate.label)
 
     def flat(self) -> dict[str, object]:
         """All keys."""
-        return {**self.base.keys, **self.setting.keys, **self.method.keys}
+        return {key: value for table in reversed(self.tables) for key, value in table.keys.items()}
 
     def place_of(self, key: str) -> str:
         """The table that gives `key`; empty where none does."""
         return next((table.place for table in self.tables if key in table.keys), "")
 
+    def agrees(self, other: _Combination, key: str) -> bool:
+        """Whether `key` has the same value from the same table as in `other`."""
+        same_place = self.place_of(key) == other.place_of(key)
+        return same_place and self.flat().get(key) == other.flat().get(key)
 
-def _problems_of_form(name: object, seeds: object, keys: Iterable[str]) -> Iterator[Problem]:
+
+_Configs = Mapping[tuple[str, str, str, int], RunConfig]
+"""By labels of method, setting and candidate, and seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A suite without problems, before its folders are named."""
+
+    name: str
+    seeds: tuple[int, ...]
+    methods: Sequence[_Table]
+    settings: Sequence[_Table]
+    tuned: tuple[str, tuple[int, ...]]
+    configs: _Configs
+
+    def folder(self) -> Path:
+        """Of all runs."""
+        return Path(next(iter(self.configs.values())).runs) / self.name
+
+    def run(self, method: str, setting: str, seed: int, candidate: str = "") -> SuiteRun:
+        """A run in its final place."""
+        return self._named(method, setting, seed, candidate, "")
+
+    def trial(self, method: str, setting: str, seed: int, candidate: str) -> SuiteRun:
+        """A candidate's run."""
+        return self._named(method, setting, seed, candidate, candidate)
+
+    def _named(self, method: str, setting: str, seed: int, candidate: str, told: str) -> SuiteRun:
+        name = "-".join([label for label in (method, setting, told) if label] + [f"seed{seed}"])
+        folder = self.folder() / "tuning" if told else self.folder()
+        config = self.configs[method, setting, candidate, seed]
+        named = dataclasses.replace(config, runs=str(folder), name=name)
+        return SuiteRun(method, setting, named, tunes=bool(told))
+
+
+def _build(source: _Source, target: object) -> Suite:
+    settings = tuple(setting.label for setting in source.settings)
+    runs = [
+        source.run(method.label, setting, seed)
+        for seed in source.seeds
+        for setting in settings
+        for method in source.methods
+        if not method.grid
+    ]
+    setting, seeds = source.tuned
+    parts = [((s,), s) for s in settings] if setting == EACH else [(settings, setting)]
+    return Suite(
+        name=source.name,
+        folder=source.folder().expanduser().resolve(),
+        seeds=source.seeds,
+        methods=tuple(method.label for method in source.methods),
+        settings=settings,
+        runs=tuple(runs),
+        tunings=tuple(
+            _tuning(source, method, under, tried, seeds)
+            for method in source.methods
+            if method.grid
+            for under, tried in parts
+        ),
+        target_accuracy=float(target) if isinstance(target, int | float) else None,
+    )
+
+
+def _tuning(
+    source: _Source, method: _Table, settings: tuple[str, ...], tried: str, seeds: tuple[int, ...]
+) -> Tuning:
+    label = method.label
+    return Tuning(
+        label,
+        tried,
+        settings,
+        seeds,
+        tuple(
+            Candidate(
+                combination.label,
+                combination.keys,
+                tuple(source.trial(label, tried, seed, combination.label) for seed in seeds),
+                tuple(
+                    source.run(label, setting, seed, combination.label)
+                    for seed in source.seeds
+                    for setting in settings
+                ),
+            )
+            for combination in method.grid
+        ),
+    )
+
+
+def _problems_of_names(suite: Suite) -> Iterator[Problem]:
+    """Runs that would share a folder, folders that cannot be, and candidates that are the same."""
+    finals = suite.final_runs(tuning.candidates[0] for tuning in suite.tunings)
+    trials = [t for tuning in suite.tunings for c in tuning.candidates for t in c.trials]
+    num_finals = len(suite.runs) + sum(tuning.num_finals for tuning in suite.tunings)
+    assert len(finals) == num_finals, "labels are unique"
+    seen: set[str] = set()
+    for run in (*finals, *trials):
+        if run.name in seen:
+            rule = "two runs would have this name; give other labels"
+            yield Problem("label", run.name, rule)
+        elif len(run.config.name) > _LONGEST_NAME:
+            rule = f"a run's name has at most {_LONGEST_NAME} characters; give shorter labels"
+            yield Problem("label", run.name, rule)
+        seen.add(run.name)
+    for tuning in suite.tunings:
+        same: dict[str, Candidate] = {}
+        for candidate in tuning.candidates:
+            other = same.setdefault(candidate.trials[0].config.identity(), candidate)
+            if other is not candidate:
+                rule = f"is the same configuration as {other.text}; leave one out"
+                yield Problem(f"methods.{tuning.method}.grid", candidate.text, rule)
+
+
+_TARGET = "target-accuracy"
+
+
+def _problems_of_form(
+    name: object, seeds: object, target: object, keys: Iterable[str]
+) -> Iterator[Problem]:
     for key in keys:
         if key not in _TOP_LEVEL:
             near = difflib.get_close_matches(key, _TOP_LEVEL, n=1)
@@ -242,9 +451,65 @@ def _problems_of_form(name: object, seeds: object, keys: Iterable[str]) -> Itera
             yield Problem(key, "", f"a suite has {', '.join(_TOP_LEVEL)}; {hint}")
     if not (isinstance(name, str) and _LABEL.fullmatch(name)):
         yield Problem("name", str(name), _LABEL_RULE)
-    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-    if not (isinstance(seeds, list) and whole and seeds and len({*seeds}) == len(seeds)):
-        yield Problem("seeds", str(seeds), "must be a list of distinct whole numbers")
+    if not _are_seeds(seeds):
+        yield Problem("seeds", str(seeds), _SEEDS_RULE)
+    is_number = isinstance(target, int | float) and not isinstance(target, bool)
+    if target is not None and not (is_number and 0 < target <= 1):  # type: ignore[operator]
+        rule = "must be a share of the test images, above 0 and at most 1, such as 0.9"
+        yield Problem(_TARGET, str(target), rule)
+
+
+def _are_seeds(value: object) -> TypeGuard[list[int]]:
+    if not isinstance(value, list) or not all(type(seed) is int for seed in value):
+        return False
+    return 0 < len(value) == len({*value})
+
+
+def _parse_tuning(
+    value: object,
+    methods: Sequence[_Table],
+    settings: Sequence[_Table],
+    seeds: tuple[int, ...],
+    problems: list[Problem],
+) -> tuple[str, tuple[int, ...]]:
+    """The setting (or `EACH`, or empty) and the seeds that candidates run under."""
+    labels = [setting.label for setting in settings]
+    grids = [method.label for method in methods if method.grid]
+    if value is None:
+        if grids:
+            rule = (
+                f"{', '.join(grids)} has a grid; say where its candidates are tried: [tuning]"
+                + (
+                    f' with setting = "{labels[0]}", one of the other settings, or "{EACH}"'
+                    if labels
+                    else ", if only with seeds = [...]"
+                )
+            )
+            problems.append(Problem("tuning", "", rule))
+        return "", seeds
+    if not isinstance(value, Mapping):
+        problems.append(Problem("tuning", str(value), "must be a table [tuning]"))
+        return "", seeds
+    found: list[Problem] = []
+    if not grids:
+        found.append(Problem("tuning", "", "no method has a grid; leave it out"))
+    for key in value.keys() - {"setting", "seeds"}:
+        found.append(Problem(f"tuning.{key}", str(value[key]), "[tuning] has setting and seeds"))
+    setting, own_seeds = value.get("setting", ""), value.get("seeds", list(seeds))
+    if labels and setting not in (*labels, EACH):
+        rule = f"must be one of {', '.join(labels)}, or {EACH}"
+        found.append(Problem("tuning.setting", str(setting), rule))
+    elif setting and not labels:
+        rule = "the suite has no [[settings]]; leave it out"
+        found.append(Problem("tuning.setting", str(setting), rule))
+    if EACH in labels:
+        rule = f'[tuning] with setting = "{EACH}" means all of them; give another label'
+        found.append(Problem("settings: label", EACH, rule))
+    if not _are_seeds(own_seeds) or not {*own_seeds} <= {*seeds}:
+        rule = f"{_SEEDS_RULE}, each one of the suite's: {', '.join(map(str, seeds))}"
+        found.append(Problem("tuning.seeds", str(own_seeds), rule))
+    problems += found
+    return ("", seeds) if found else (str(setting), tuple(own_seeds))
 
 
 def _tables(title: str, values: object, problems: list[Problem]) -> list[_Table]:
@@ -255,21 +520,19 @@ def _tables(title: str, values: object, problems: list[Problem]) -> list[_Table]
     found: list[_Table] = []
     for number, value in enumerate(values, start=1):
         table = value if isinstance(value, Mapping) else {}
-        label, choose = table.get("label", ""), table.get("choose", "")
+        label = table.get("label", "")
         place = f"{title}.{label}" if label else f"{title} number {number}"
         if not (isinstance(label, str) and _LABEL.fullmatch(label)):
             problems.append(Problem(f"{place}: label", str(label), _LABEL_RULE))
         elif label in {other.label for other in found}:
             problems.append(Problem(f"{place}: label", label, "is given twice"))
-        own = {"label", "choose"} if title == "methods" else {"label"}
-        if title == "methods" and not isinstance(choose, str):
-            problems.append(Problem(f"{place}.choose", str(choose), "must be a text"))
+        own = {"label", "grid"} if title == "methods" else {"label"}
         rest = {key: item for key, item in table.items() if key not in own}
         keys = _keys(place, rest if isinstance(value, Mapping) else value, problems)
-        if "runs" in keys:
-            rule = "all runs of a suite lie in one folder; give it in [base]"
-            problems.append(Problem(f"{place}.runs", str(keys["runs"]), rule))
-        found.append(_Table(place, keys, str(label), str(choose)))
+        grid: tuple[_Table, ...] = ()
+        if "grid" in own & {*table}:
+            grid = _grid(f"{place}.grid", table["grid"], keys, problems)
+        found.append(_Table(place, keys, str(label), grid))
     return found
 
 
@@ -287,42 +550,90 @@ def _keys(place: str, table: object, problems: list[Problem]) -> dict[str, objec
         if key in keys:
             rule = f"{reason}; leave it out"
             problems.append(Problem(f"{place}.{key}", str(keys[key]), rule))
+    if "runs" in keys and place != "base":
+        rule = "all runs of a suite lie in one folder; give it in [base]"
+        problems.append(Problem(f"{place}.runs", str(keys["runs"]), rule))
     return keys
 
 
-def _parse_runs(
-    combinations: Sequence[_Combination],
-    seeds: Sequence[object],
-    suite: str,
-    problems: list[Problem],
-) -> list[SuiteRun]:
+def _grid(
+    place: str, table: object, fixed: Mapping[str, object], problems: list[Problem]
+) -> tuple[_Table, ...]:
+    """The candidates of one method."""
+    before = len(problems)
+    keys = _keys(place, table, problems)
+    for key, values in keys.items():
+        if not isinstance(values, list) or not values:
+            rule = "must be a list of the values to try, such as [0.01, 0.1]"
+            problems.append(Problem(f"{place}.{key}", str(values), rule))
+        if key in fixed:
+            rule = "the method gives it too; give it in one of them"
+            problems.append(Problem(f"{place}.{key}", str(values), rule))
+    if not keys and len(problems) == before:
+        problems.append(Problem(place, "", "is empty; give lists of values, or leave it out"))
+    if len(problems) > before:
+        return ()
+    combinations = [
+        dict(zip(keys, values, strict=True))
+        for values in itertools.product(*(v for v in keys.values() if isinstance(v, list)))
+    ]
+    return tuple(_Table(place, c, _candidate_label(c)) for c in combinations)
+
+
+def _candidate_label(keys: Mapping[str, object]) -> str:
+    """A name for folders.
+
+    Values that no folder can be named by, and long lists of keys, are told apart by a hash.
+
+    >>> _candidate_label({"train.learning-rate": 0.1, "train.local-epochs": 5})
+    'learning-rate0.1-local-epochs5'
+    """
+    text = "-".join(f"{short}{_value_text(value)}" for short, value in _short(keys).items())
+    legal = re.sub(r"[^A-Za-z0-9_.=+-]", "_", text)
+    if legal == text and len(text) <= _LONGEST_CANDIDATE:
+        return text
+    return (
+        f"{legal[: _LONGEST_CANDIDATE - 9]}-{hashlib.sha256(repr(keys).encode()).hexdigest()[:8]}"
+    )
+
+
+def _short(keys: Mapping[str, object]) -> dict[str, object]:
+    """Keys without their sections where that leaves them distinct."""
+    tails = [key.rpartition(".")[2] for key in keys]
+    return {
+        tail if tails.count(tail) == 1 else key: value
+        for (key, value), tail in zip(keys.items(), tails, strict=True)
+    }
+
+
+def _value_text(value: object) -> str:
+    """A scalar as short as it can be told, such as 0.1, 1e+06 or true."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _parse_configs(
+    combinations: Sequence[_Combination], seeds: Sequence[int], problems: list[Problem]
+) -> _Configs:
     """Parse every combination under every seed."""
-    runs: dict[str, SuiteRun] = {}
-    clashes: list[Problem] = []
+    configs: dict[tuple[str, str, str, int], RunConfig] = {}
     affected: dict[tuple[str, Problem], list[_Combination]] = {}
     for seed, combination in itertools.product(seeds, combinations):
-        name = "-".join([*combination.labels, f"seed{seed}"])
         try:
-            config = parse_config({**combination.flat(), "seed": seed})
+            parsed = parse_config({**combination.flat(), "seed": seed})
+            configs[(*combination.labels, seed)] = parsed
         except ConfigError as error:
             for problem in error.problems:
                 among = affected.setdefault((combination.place_of(problem.key), problem), [])
                 among += [] if combination in among else [combination]
-            continue
-        folder = str(Path(config.runs) / suite)
-        parsed = dataclasses.replace(config, runs=folder, name=name)
-        if name in runs:
-            rule = "two runs would have this name; give other labels"
-            clashes.append(Problem("label", name, rule))
-        runs[name] = SuiteRun(combination.method.label, combination.setting.label, parsed)
-    problems += [] if problems else clashes  # labels given twice are told of already
     for (place, problem), among in affected.items():
-        concerned = [c for c in combinations if place in ("", *(t.place for t in c.tables))]
-        names = ", ".join("-".join(combination.labels) for combination in among)
+        concerned = [c for c in combinations if c.agrees(among[0], problem.key)]
+        names = ", ".join("-".join(filter(None, combination.labels)) for combination in among)
         rule = problem.rule if among == concerned else f"{problem.rule} (in {names})"
         key = f"{place}.{problem.key}" if place else problem.key
         problems.append(dataclasses.replace(problem, key=key, rule=rule))
-    return list(runs.values())
+    return configs
 
 
 def plan_suite(runs: Iterable[SuiteRun]) -> list[Plan]:
@@ -348,49 +659,9 @@ def plan_suite(runs: Iterable[SuiteRun]) -> list[Plan]:
     refused = [error for error in kinds.values() if isinstance(error, ConfigError)]
     if refused:
         raise ConfigError(list(dict.fromkeys(p for error in refused for p in error.problems)))
-    lines = [f"{', '.join(r.config.name for r in errors[text])}: {text}" for text in kinds]
+    lines = [f"{', '.join(r.name for r in errors[text])}: {text}" for text in kinds]
     kind = DataError if any(isinstance(e, DataError) for e in kinds.values()) else RunError
     raise kind("\n".join(lines))
-
-
-def run_suite(
-    suite: Suite, progress: Progress, on_run: Callable[[int, SuiteRun, State], None]
-) -> SuiteResult:
-    """Run what is left to run of a suite, and report on all of it.
-
-    A run that fails is left as it is, and the others go on.
-
-    Args:
-        suite: What to run.
-        progress: Told how each run goes.
-        on_run: Called for each run before it starts, or is passed over because it is done, with
-            its number from 1.
-
-    Raises:
-        TesseraError: A run is refused before it could start; nothing was started.
-    """
-    plan_suite(run for run in suite.runs if run.state() != "done")
-    runs: list[tuple[SuiteRun, LoadedRun]] = []
-    failures: list[tuple[SuiteRun, Exception]] = []
-    for number, suite_run in enumerate(suite.runs, start=1):
-        state = suite_run.state()
-        on_run(number, suite_run, state)
-        try:
-            if state != "done":
-                if state != "todo":
-                    _move_aside(suite_run.folder, state)
-                run(suite_run.config, progress)
-            runs.append((suite_run, load_run(suite_run.folder)))
-        except Exception as error:
-            failures.append((suite_run, error))
-    folders = [loaded.folder.path for _, loaded in runs]
-    report = write_report(folders, suite.folder / "report.html") if folders else None
-    return SuiteResult(suite, tuple(runs), tuple(failures), report)
-
-
-def _move_aside(folder: Path, state: State) -> None:
-    names = (folder.with_name(f"{folder.name}.{state}-{n}") for n in itertools.count(1))
-    folder.rename(next(path for path in names if not path.exists()))
 
 
 def run_folders(path: Path) -> list[Path]:

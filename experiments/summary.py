@@ -1,20 +1,18 @@
-"""The result of a suite: mean and deviation over seeds for each method under each setting.
-
-Methods that share a value of ``choose`` are candidates of which one is taken: the one of highest
-mean validation accuracy after the last round. Test figures are given of that one only, so that the
-test set has no part in the choice.
-"""
+"""The result of a suite: mean and deviation over seeds for each method under each setting."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from experiments.suite import SuiteResult
+from experiments import tuning
+from experiments.execution import SuiteResult
+from experiments.suite import Candidate
 from report.loading import LoadedRun
 from report.methods import NOT_PRIVATE, Method
+from report.milestones import reached
 from report.tables import (
     NONE,
     Row,
@@ -26,7 +24,22 @@ from report.tables import (
     seeds_text,
 )
 
-Role = Literal["method", "chosen", "candidate"]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What it took to reach a test accuracy.
+
+    Attributes:
+        accuracy: In (0, 1].
+        seeds: Of the runs that reached it.
+        rounds: Until then, over those runs; None where there is none.
+        bytes_up: From all clients until then, likewise.
+    """
+
+    accuracy: float
+    seeds: tuple[int, ...]
+    rounds: Statistic | None
+    bytes_up: Statistic | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +49,18 @@ class Cell:
     Attributes:
         setting: Label; empty where the suite has no settings.
         method: Label.
-        group: What its tuning group is called; empty where it is no candidate.
-        role: A method of its own, the candidate that validation chose, or one it did not.
+        winner: The candidate whose keys it has; None where it was not tuned, or without success.
         runs: Its complete runs, by seed.
         num_seeds: Runs it was to have.
+        target_accuracy: Of the suite; None where it gives none.
     """
 
     setting: str
     method: str
-    group: str
-    role: Role
+    winner: Candidate | None
     runs: tuple[LoadedRun, ...]
     num_seeds: int
+    target_accuracy: float | None
 
     @property
     def label(self) -> str:
@@ -65,35 +78,50 @@ class Cell:
 
     @property
     def row(self) -> Row | None:
-        """Test figures and costs; None of a candidate that was not chosen, or without runs."""
-        if self.role == "candidate" or not self.runs:
+        """Test figures and costs; None without runs."""
+        if not self.runs:
             return None
         (row,) = result_rows([Method(self.runs[0].strategy, (), True, self.runs)])
         return row
 
+    @property
+    def target(self) -> Target | None:
+        """What it took to reach the suite's target; None where the suite has none."""
+        if self.target_accuracy is None:
+            return None
+        found = [(run.seed, reached(run, self.target_accuracy)) for run in self.runs]
+        spent = [(seed, cost) for seed, cost in found if cost is not None]
+        return Target(
+            self.target_accuracy,
+            tuple(seed for seed, _ in spent),
+            Statistic.of(float(cost.round) for _, cost in spent),
+            Statistic.of(float(cost.bytes_up) for _, cost in spent),
+        )
+
 
 def summarise(result: SuiteResult) -> list[Cell]:
-    """All cells, settings outermost.
-
-    A candidate that lacks a seed is not chosen; of equals, the first in the suite is.
-    """
+    """All cells, settings outermost."""
     suite, cells = result.suite, []
+    winners = {
+        (setting, one.tuning.method): one.winner.candidate
+        for one in result.tuned
+        if one.winner is not None
+        for setting in one.tuning.settings
+    }
     for setting in suite.settings:
         for method in suite.methods:
             here = (setting, method)
             runs = tuple(run for s, run in result.runs if (s.setting, s.method) == here)
-            num_seeds = sum((s.setting, s.method) == here for s in suite.runs)
-            group = suite.choices.get(method, "")
-            role: Role = "candidate" if group else "method"
-            cells.append(Cell(setting, method, group, role, runs, num_seeds))
-    best: dict[tuple[str, str], tuple[float, int]] = {}
-    for index, cell in enumerate(cells):
-        if cell.group and cell.validation and len(cell.runs) == cell.num_seeds:
-            slot, reached = (cell.setting, cell.group), cell.validation.mean
-            if slot not in best or reached > best[slot][0]:
-                best[slot] = (reached, index)
-    for _, index in best.values():
-        cells[index] = dataclasses.replace(cells[index], role="chosen")
+            cells.append(
+                Cell(
+                    setting,
+                    method,
+                    winners.get(here),
+                    tuple(sorted(runs, key=lambda run: run.seed)),
+                    len(suite.seeds),
+                    suite.target_accuracy,
+                )
+            )
     return cells
 
 
@@ -105,26 +133,53 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 )
 
 
-def to_text(cells: Sequence[Cell]) -> str:
-    """The summary for a terminal: a table per setting, tuning candidates below it."""
-    blocks = []
-    for setting in dict.fromkeys(cell.setting for cell in cells):
+def to_text(result: SuiteResult) -> str:
+    """The summary for a terminal: how methods were tuned, then a table per setting."""
+    cells = summarise(result)
+    blocks = [tuning.to_text(result.tuned)] if result.tuned else []
+    for setting in result.suite.settings:
         block = [cell for cell in cells if cell.setting == setting]
         seeds = sorted({run.seed for cell in block for run in cell.runs})
         over = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
         title = f"{setting}: " if setting else ""
         heading = f"{title}after the last round, {over} {seeds_text(seeds)}"
-        blocks.append("\n".join([heading, *_table(block), *_candidates(block)]) + "\n")
+        lines = [heading if seeds else f"{title}no run is complete", *_table(block)]
+        blocks.append("\n".join([*lines, *_targets(block)]) + "\n")
     return "\n".join(blocks)
 
 
 def _table(cells: Sequence[Cell]) -> list[str]:
     lines = [("method", *(title for title, _ in _COLUMNS))]
     for cell in cells:
-        if cell.role != "candidate":
-            row = cell.row
-            figures = [show(row) if row else NONE for _, show in _COLUMNS]
-            lines.append((cell.label, *figures))
+        row = cell.row
+        lines.append((cell.label, *(show(row) if row else NONE for _, show in _COLUMNS)))
+    return _aligned(lines)
+
+
+def _targets(cells: Sequence[Cell]) -> list[str]:
+    """Rounds and bytes to the target; says how many seeds the means are over if not over all."""
+    lines = []
+    for cell in cells:
+        if (target := cell.target) is not None:
+            num_reached, num_runs = len(target.seeds), len(cell.runs)
+            part = f" ({num_reached} of {num_runs} runs)" if num_reached < num_runs else ""
+            figures = (_rounds(target.rounds), amount_of_bytes(target.bytes_up))
+            lines.append((cell.method + part, *figures))
+    if not lines:
+        return []
+    accuracy = f"{100 * (cells[0].target_accuracy or 0):g}%"
+    head = (f"to {accuracy} test accuracy", "rounds", "uploaded")
+    return ["", *_aligned([head, *lines])]
+
+
+def _rounds(value: Statistic | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value.mean:.1f} ± {value.std:.1f}" if value.std else f"{value.mean:g}"
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns under each other, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(
@@ -134,42 +189,35 @@ def _table(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _candidates(cells: Sequence[Cell]) -> list[str]:
-    lines = []
-    for group in dict.fromkeys(cell.group for cell in cells if cell.group):
-        members = [cell for cell in cells if cell.group == group]
-        chosen = next((cell.method for cell in members if cell.role == "chosen"), None)
-        taken = f"{chosen} is chosen" if chosen else "none is chosen, as none has all its seeds"
-        lines.append(f"{group}: {taken}; test figures are of the chosen candidate only")
-        lines += [
-            f"  {cell.label}: validation {percent(cell.validation)} %"
-            + (" (chosen)" if cell.role == "chosen" else "")
-            for cell in members
-        ]
-    return lines
+def to_json(result: SuiteResult) -> list[dict[str, Any]]:
+    """The cells for programs; accuracies in [0, 1], a figure that is not there is null."""
+    return [_cell_json(cell) for cell in summarise(result)]
 
 
-def to_json(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The summary for programs; accuracies in [0, 1], a figure that is not there is null."""
-    return [
-        {
-            "setting": cell.setting,
-            "method": cell.method,
-            "group": cell.group or None,
-            "role": cell.role,
-            "sends_raw_images": any(run.sends_raw_images for run in cell.runs),
-            "seeds": [run.seed for run in cell.runs],
-            "validation_accuracy": _statistic(cell.validation),
-            "test_accuracy": _statistic(row.test_accuracy if (row := cell.row) else None),
-            "worst_client_accuracy": _statistic(row.worst_client_accuracy if row else None),
-            "macro_f1": _statistic(row.macro_f1 if row else None),
-            "bytes_up": _statistic(row.bytes_up if row else None),
-            "bytes_down": _statistic(row.bytes_down if row else None),
-            "client_s": _statistic(row.client_s if row else None),
-            "server_s": _statistic(row.server_s if row else None),
-        }
-        for cell in cells
-    ]
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    row, target = cell.row, cell.target
+    return {
+        "setting": cell.setting,
+        "method": cell.method,
+        "tuned_keys": dict(cell.winner.keys) if cell.winner else None,
+        "sends_raw_images": any(run.sends_raw_images for run in cell.runs),
+        "seeds": [run.seed for run in cell.runs],
+        "validation_accuracy": _statistic(cell.validation),
+        "test_accuracy": _statistic(row.test_accuracy if row else None),
+        "worst_client_accuracy": _statistic(row.worst_client_accuracy if row else None),
+        "macro_f1": _statistic(row.macro_f1 if row else None),
+        "bytes_up": _statistic(row.bytes_up if row else None),
+        "bytes_down": _statistic(row.bytes_down if row else None),
+        "client_s": _statistic(row.client_s if row else None),
+        "server_s": _statistic(row.server_s if row else None),
+        "target": target
+        and {
+            "test_accuracy": target.accuracy,
+            "seeds": list(target.seeds),
+            "rounds": _statistic(target.rounds),
+            "bytes_up": _statistic(target.bytes_up),
+        },
+    }
 
 
 def _statistic(value: Statistic | None) -> dict[str, float | None] | None:

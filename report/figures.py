@@ -8,16 +8,17 @@ HTML in every label.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from data.partition import Partition
+from report.curves import Curve, curve, trains_on_clients, uploads_no_update
 from report.methods import Method
-from report.tables import plain_bytes, total_bytes_up
+from report.tables import plain_bytes
 
 Figure = dict[str, Any]
 
@@ -28,7 +29,6 @@ _MOST_CELLS_WITH_TEXT = 400
 _MOST_CLASSES_WITH_TEXT = 12
 _MOST_NAMED_CLASSES = 20
 _LONGEST_TICK = 14
-_UPLOADS_NO_UPDATE = ("local", "centralized")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,62 +53,9 @@ def style_of(index: int, method: Method) -> Style:
     return Style(f"var(--series-{index % NUM_COLOURS})", symbol, dash)
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Test accuracy over the rounds that every seed has evaluated; each list has one entry a round.
-
-    Attributes:
-        rounds: Round numbers.
-        accuracy: Mean over seeds.
-        lowest: Least over seeds.
-        highest: Greatest over seeds.
-        bytes_up: Bytes that all clients sent until then, mean over seeds.
-        elapsed_s: Seconds since the start of the run, mean over seeds.
-    """
-
-    rounds: list[int]
-    accuracy: list[float]
-    lowest: list[float]
-    highest: list[float]
-    bytes_up: list[float]
-    elapsed_s: list[float]
-
-    def after_first_upload(self) -> Curve:
-        """Without the rounds before any upload, which no logarithmic axis can show."""
-        kept = [index for index, count in enumerate(self.bytes_up) if count > 0]
-        return Curve(*([getattr(self, f.name)[i] for i in kept] for f in fields(self)))
-
-
-def curve(method: Method) -> Curve:
-    """The curve of one method; empty where nothing is evaluated yet."""
-    per_seed: list[dict[int, tuple[float, float, float]]] = []
-    for run in method.runs:
-        points, bytes_up = {}, 0
-        for record in run.rounds:
-            bytes_up += record.bytes_up
-            if record.test is not None:
-                elapsed = record.seconds["elapsed"]
-                points[record.round] = (record.test.accuracy, float(bytes_up), elapsed)
-        if points:
-            per_seed.append(points)
-    shared = sorted(set.intersection(*map(set, per_seed))) if per_seed else []
-    if not shared:
-        return Curve([], [], [], [], [], [])
-    values = np.array([[points[r] for points in per_seed] for r in shared])
-    mean, accuracies = values.mean(axis=1), values[:, :, 0]
-    return Curve(
-        rounds=shared,
-        accuracy=mean[:, 0].tolist(),
-        lowest=accuracies.min(axis=1).tolist(),
-        highest=accuracies.max(axis=1).tolist(),
-        bytes_up=mean[:, 1].tolist(),
-        elapsed_s=mean[:, 2].tolist(),
-    )
-
-
 def accuracy_by_round(methods: Sequence[Method]) -> Figure:
     """Test accuracy against communication rounds."""
-    curves = [curve(method) for method in methods]
+    curves = _curves(methods)
     traces = _curve_traces(methods, curves, [c.rounds for c in curves], "round %{x}")
     last = max((c.rounds[-1] for c in curves if c.rounds), default=1)
     step = next(n * 10**k for k in range(9) for n in (1, 2, 5) if n * 10**k * 10 >= last)
@@ -122,63 +69,98 @@ def accuracy_by_bytes(methods: Sequence[Method]) -> Figure:
     Methods that upload neither weights nor images are horizontal lines at their final accuracy.
     The axis is logarithmic where totals differ more than twentyfold.
     """
-    uploading = [not uploads_no_update(method) for method in methods]
+    return _accuracy_by_cost(
+        methods,
+        lambda c: c.bytes_up,
+        [not uploads_no_update(method.runs) for method in methods],
+        _axis("Uploaded by all clients, cumulative") | {"tickformat": "~s", "ticksuffix": "B"},
+        _bare_bytes,
+        "%{customdata[2]} uploaded",
+    )
+
+
+def accuracy_by_client_time(methods: Sequence[Method]) -> Figure:
+    """Test accuracy against the seconds that clients trained, summed over clients.
+
+    Methods in which no client trains are horizontal lines at their final accuracy. The axis is
+    logarithmic where totals differ more than twentyfold.
+    """
+    return _accuracy_by_cost(
+        methods,
+        lambda c: c.client_s,
+        [trains_on_clients(method.runs) for method in methods],
+        _axis("Client seconds, summed over clients, cumulative"),
+        lambda seconds: f"{seconds:,g}",
+        "%{x:.3~g} client seconds",
+    )
+
+
+def _accuracy_by_cost(
+    methods: Sequence[Method],
+    cost: Callable[[Curve], list[float]],
+    has_cost: Sequence[bool],
+    axis: Mapping[str, Any],
+    tick: Callable[[float], str],
+    position: str,
+) -> Figure:
+    """Test accuracy against a cumulative cost.
+
+    Args:
+        methods: All methods shown.
+        cost: Takes the cost from a curve.
+        has_cost: For each method, whether it is a curve; the others are horizontal lines.
+        axis: The horizontal axis.
+        tick: The text of a tick.
+        position: Plotly's template for the place of a point.
+    """
     curves = [
-        curve(method).after_first_upload() if sends else curve(method)
-        for method, sends in zip(methods, uploading, strict=True)
+        c.where_positive(cost(c)) if costs else c
+        for c, costs in zip(_curves(methods), has_cost, strict=True)
     ]
-    xs: list[Sequence[float]] = [
-        c.bytes_up if sends else [] for c, sends in zip(curves, uploading, strict=True)
-    ]
+    xs = [cost(c) if costs else [] for c, costs in zip(curves, has_cost, strict=True)]
     shapes, annotations = [], []
     for index, (method, c) in enumerate(zip(methods, curves, strict=True)):
-        if not uploading[index] and c.accuracy:
+        if not has_cost[index] and c.accuracy:
             style, level = style_of(index, method), 100 * c.accuracy[-1]
-            line = {"color": style.colour, "width": 1.5, "dash": "longdashdot"}
-            shapes.append(
-                {
-                    "type": "line",
-                    "xref": "paper",
-                    "x0": 0,
-                    "x1": 1,
-                    "y0": level,
-                    "y1": level,
-                    "line": line,
-                    "layer": "below",
-                }
-            )
-            annotations.append(
-                {
-                    "xref": "paper",
-                    "x": 0,
-                    "xanchor": "left",
-                    "xshift": 4,
-                    "y": level,
-                    "yanchor": "bottom",
-                    "text": f"{escape(method.label)} {level:.1f}%",
-                    "showarrow": False,
-                    "font": {"color": style.colour, "size": 12},
-                }
-            )
+            shapes.append(_horizontal(level, style))
+            annotations.append(_name_of_horizontal(level, style, method))
     totals = [x[-1] for x in xs if x]
     is_log = bool(totals) and max(totals) / min(totals) > _LOG_FROM_RATIO
-    xaxis = _axis("Uploaded by all clients, cumulative") | {
+    xaxis = dict(axis) | {
         "type": "log" if is_log else "linear",
         "tickmode": "array" if is_log else "auto",
-        "tickformat": "~s",
-        "ticksuffix": "B",
         "nticks": 6,
     }
-    xaxis |= _byte_ticks([x for counts in xs for x in counts])
-    traces = _curve_traces(methods, curves, xs, "%{customdata[2]} uploaded")
+    xaxis |= _log_ticks([x for costs in xs for x in costs], tick)
+    traces = _curve_traces(methods, curves, xs, position)
     return _figure(
         traces, xaxis=xaxis, yaxis=_accuracy_axis(), shapes=shapes, annotations=annotations
     )
 
 
+def _horizontal(level: float, style: Style) -> dict[str, Any]:
+    line = {"color": style.colour, "width": 1.5, "dash": "longdashdot"}
+    ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}
+    return {"type": "line", "line": line, "layer": "below"} | ends
+
+
+def _name_of_horizontal(level: float, style: Style, method: Method) -> dict[str, Any]:
+    return {
+        "xref": "paper",
+        "x": 0,
+        "xanchor": "left",
+        "xshift": 4,
+        "y": level,
+        "yanchor": "bottom",
+        "text": f"{escape(method.label)} {level:.1f}%",
+        "showarrow": False,
+        "font": {"color": style.colour, "size": 12},
+    }
+
+
 def accuracy_by_time(methods: Sequence[Method]) -> Figure:
     """Test accuracy against wall clock."""
-    curves = [curve(method) for method in methods]
+    curves = _curves(methods)
     longest = max((c.elapsed_s[-1] for c in curves if c.rounds), default=0.0)
     unit, scale = ("h", 3600) if longest > 7200 else ("min", 60) if longest > 180 else ("s", 1)
     xs = [[elapsed / scale for elapsed in c.elapsed_s] for c in curves]
@@ -186,14 +168,14 @@ def accuracy_by_time(methods: Sequence[Method]) -> Figure:
     return _figure(traces, xaxis=_axis(f"Wall clock, {unit}"), yaxis=_accuracy_axis())
 
 
-def _byte_ticks(counts: Sequence[float]) -> dict[str, Any]:
+def _log_ticks(costs: Sequence[float], text: Callable[[float], str]) -> dict[str, Any]:
     """Ticks of a logarithmic axis: decades, with 2 and 5 between them where there are few."""
-    if not counts:
+    if not costs:
         return {}
-    low, high = math.floor(math.log10(min(counts))), math.ceil(math.log10(max(counts)))
+    low, high = math.floor(math.log10(min(costs))), math.ceil(math.log10(max(costs)))
     steps = (1,) if high - low > 2 else (1, 2, 5)
-    values = [step * 10**power for power in range(low, high + 1) for step in steps]
-    return {"tickvals": values, "ticktext": [_bare_bytes(value) for value in values]}
+    values = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"tickvals": values, "ticktext": [text(value) for value in values]}
 
 
 def _bare_bytes(count: float) -> str:
@@ -201,11 +183,8 @@ def _bare_bytes(count: float) -> str:
     return f"{float(number.replace(',', '')):g} {unit}"
 
 
-def uploads_no_update(method: Method) -> bool:
-    """Whether no upload carries weights or images: there is none, or metrics alone."""
-    return method.strategy in _UPLOADS_NO_UPDATE or all(
-        run.rounds_done > 0 and total_bytes_up(run) == 0 for run in method.runs
-    )
+def _curves(methods: Sequence[Method]) -> list[Curve]:
+    return [curve(method.runs) for method in methods]
 
 
 def _curve_traces(

@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from core.errors import RecordError
 from core.records import write_whole
 from data.partition import Partition
 from report import figures
-from report.images import galleries
-from report.loading import LoadedRun, load_runs
+from report.curves import trains_on_clients, uploads_no_update
+from report.failures import failure_rows, outcome_counts
+from report.images import galleries, without_images
+from report.loading import OUTCOMES, LoadedRun, load_runs
 from report.methods import Comparison, Method, compare
 from report.tables import (
     COLUMNS,
@@ -81,7 +84,7 @@ def render(comparison: Comparison) -> str:
     scripts = [get_plotlyjs(), (_FOLDER / "report.js").read_text("utf-8")]
     methods = comparison.methods
     rows = result_rows(methods)
-    partitions, failures = _partitions(comparison.runs), _failures(methods)
+    partitions, failures = _partitions(comparison.runs), failure_rows(methods)
     return environment.get_template("report.html").render(
         title=_title(comparison),
         summary=_summary(comparison, rows),
@@ -97,10 +100,12 @@ def render(comparison: Comparison) -> str:
         curves={
             "round": figures.accuracy_by_round(methods),
             "bytes": figures.accuracy_by_bytes(methods),
+            "client_time": figures.accuracy_by_client_time(methods),
             "time": figures.accuracy_by_time(methods),
         },
         several_seeds=any(len(method.runs) > 1 for method in methods),
-        silent=[method.label for method in methods if figures.uploads_no_update(method)],
+        silent=[method.label for method in methods if uploads_no_update(method.runs)],
+        idle=[method.label for method in methods if not trains_on_clients(method.runs)],
         class_tables=_class_tables(methods),
         confusions=[
             (method, figure)
@@ -111,11 +116,14 @@ def render(comparison: Comparison) -> str:
         partitions=partitions[:_MOST_PARTITIONS],
         num_partitions=len(partitions),
         galleries=galleries(methods),
+        without_images=without_images(methods),
         failures=failures[:_MOST_FAILURES],
         num_failures=len(failures),
+        outcomes=_outcome_table(methods),
         privacy=[(method, _statements(method)) for method in methods],
         settings=_settings(methods),
         environments=_environments(comparison.runs),
+        resumptions=_resumptions,
     )
 
 
@@ -164,7 +172,7 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
     sent = [
         f"{row.method.label} {plain_bytes(row.bytes_up.mean)}"
         for row in rows
-        if row.bytes_up is not None and not figures.uploads_no_update(row.method)
+        if row.bytes_up is not None and not uploads_no_update(row.method.runs)
     ]
     if sent and few:
         sentences.append(f"Uploaded by all clients together: {_join(sent)}.")
@@ -172,6 +180,9 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
     guarantees = {run.privacy.guarantee for run in runs if run.privacy is not None}
     if guarantees == {"none"}:
         sentences.append("No method carries a privacy guarantee.")
+    attacked = list(dict.fromkeys(m.attack for m in comparison.methods if m.attack))
+    if attacked:
+        sentences.append(f"Malicious clients took part ({'; '.join(attacked)}).")
     if raw:
         verb = "sends" if len(raw) == 1 else "send"
         sentences.append(f"{_join(raw)} {verb} clients' real images as they are.")
@@ -291,30 +302,32 @@ def _digest(partition: Partition) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
-    """Clients of one run that failed for one reason in one round."""
+class _OutcomeTable:
+    """What came of the requests of the methods in which any failed or was surplus.
 
-    method: Method
-    run: LoadedRun
-    round: int
-    clients: str
-    reason: str
+    Attributes:
+        names: Outcomes that occurred.
+        rows: Per method: requests, and how many came to each outcome of `names`.
+        surplus: Whether any reply was surplus.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[Method, int, tuple[int, ...]], ...]
+    surplus: bool
 
 
-def _failures(methods: Sequence[Method]) -> list[_Failure]:
-    found = []
-    for method in methods:
-        for run in method.runs:
-            for record in run.rounds:
-                reasons: dict[str, list[int]] = {}
-                for client in record.clients:
-                    if client.failure is not None:
-                        reasons.setdefault(client.failure, []).append(client.partition_id)
-                found += [
-                    _Failure(method, run, record.round, seeds_text(sorted(clients)), reason)
-                    for reason, clients in reasons.items()
-                ]
-    return found
+def _outcome_table(methods: Sequence[Method]) -> _OutcomeTable:
+    tallies = [t for t in outcome_counts(methods) if t.asked > t.counts[OUTCOMES.index("counted")]]
+    occurred = [
+        index
+        for index, outcome in enumerate(OUTCOMES)
+        if outcome == "counted" or any(tally.counts[index] for tally in tallies)
+    ]
+    return _OutcomeTable(
+        names=tuple(OUTCOMES[index] for index in occurred),
+        rows=tuple((t.method, t.asked, tuple(t.counts[i] for i in occurred)) for t in tallies),
+        surplus=any(OUTCOMES[index] == "surplus" for index in occurred),
+    )
 
 
 def _statements(method: Method) -> list[str]:
@@ -322,6 +335,15 @@ def _statements(method: Method) -> list[str]:
     return list(dict.fromkeys(texts)) or [
         "No statement is on record; the run did not get that far."
     ]
+
+
+def _resumptions(run: LoadedRun) -> str:
+    """When a run was taken up again, as the end of a line; empty where it never was."""
+    times = [
+        f"after round {taken_up.after_round} ({taken_up.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC)"
+        for taken_up in run.resumed
+    ]
+    return f", resumed {_join(times)}" if times else ""
 
 
 @dataclass(frozen=True, slots=True)

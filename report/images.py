@@ -134,6 +134,20 @@ def galleries(methods: Sequence[Method], budget_bytes: int = BUDGET_BYTES) -> li
     ]
 
 
+def without_images(methods: Sequence[Method]) -> list[tuple[Method, tuple[LoadedRun, ...]]]:
+    """Methods whose clients sent images that are in none of the method's run folders.
+
+    Returns:
+        Each with its runs that got as far as sending.
+    """
+    found = []
+    for method in methods:
+        sent = tuple(run for run in method.runs if run.sends_images and run.rounds_done > 0)
+        if sent and not any(run.folder.tesserae_rounds() for run in method.runs):
+            found.append((method, sent))
+    return found
+
+
 def _gallery(name: str, method: Method, run: LoadedRun, budget_bytes: int) -> Gallery:
     kept = run.folder.tesserae_rounds()
     last = read_tesserae(run, kept[-1])

@@ -11,20 +11,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from core.config import Scalar
+from core.config import RunConfig, Scalar
 from core.errors import DataError, RecordError
-from core.records import EvaluationRecord, RoundRecord, RunFolder, refuse_unknown_schema
+from core.records import (
+    EvaluationRecord,
+    ReplyOutcome,
+    RoundRecord,
+    RunFolder,
+    refuse_unknown_schema,
+)
 from data.partition import Partition
 
 STATUSES = ("running", "complete", "failed", "interrupted")
+OUTCOMES: tuple[ReplyOutcome, ...] = get_args(ReplyOutcome)
 _SECONDS = ("client_sum", "server", "elapsed")
+_SINCE_SCHEMA_2 = ("cohort", "faults", "attack")
 
 Value = TypeVar("Value")
 
@@ -44,6 +52,19 @@ class PrivacyStatement:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """One time that a run was taken up again.
+
+    Attributes:
+        after_round: The last round that was kept.
+        at: When.
+    """
+
+    after_round: int
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LoadedRun:
     """All of one run folder but its images and checkpoints.
@@ -55,6 +76,7 @@ class LoadedRun:
         failure: Why it failed; None unless it did.
         command: The command that reproduces it.
         started: When it began.
+        resumed: The times it was taken up again, in order.
         config: Flat configuration.
         environment: Flat versions and hardware; empty where the run did not get that far.
         partition: None where the run did not get that far.
@@ -69,6 +91,7 @@ class LoadedRun:
     failure: str | None
     command: str
     started: datetime
+    resumed: tuple[Resumption, ...] = ()
     config: Mapping[str, Scalar]
     environment: Mapping[str, str]
     partition: Partition | None
@@ -113,6 +136,20 @@ class LoadedRun:
         """Whether clients send real images as they are."""
         raw = self.privacy is not None and self.privacy.images_sent == "raw"
         return raw or self.strategy == "real-images"
+
+    @property
+    def sends_images(self) -> bool:
+        """Whether clients send images, synthetic or real."""
+        return self.privacy is not None and self.privacy.images_sent != "none"
+
+    @property
+    def attack(self) -> str | None:
+        """What malicious clients do and how many are, in words; None where all are honest."""
+        kind = self.config.get("attack.kind", "none")
+        if kind == "none":
+            return None
+        scaled = f" x{float(self.config['attack.factor']):g}" if kind == "scale" else ""
+        return f"{kind}{scaled}, {100 * float(self.config['attack.fraction']):.4g}% of clients"
 
     @property
     def final(self) -> RoundRecord | None:
@@ -183,7 +220,8 @@ def load_run(path: Path) -> LoadedRun:
         failure=None if failure is None else str(failure),
         command=_text(run, "command", run_file),
         started=_time(run, "started", run_file),
-        config=_read_config(folder),
+        resumed=_resumed(run, run_file),
+        config=_read_config(folder, run["schema"]),
         environment=environment or {},
         partition=partition,
         privacy=_unless_too_early(
@@ -230,8 +268,12 @@ def _unless_too_early(finished: bool, path: Path, read: Callable[[], Value]) -> 
     return read() if finished or path.exists() else None
 
 
-def _read_config(folder: RunFolder) -> dict[str, Scalar]:
+def _read_config(folder: RunFolder, schema: int) -> dict[str, Scalar]:
     config, path = folder.read_json("config"), folder.path / "config.json"
+    if schema == 1:  # written before these keys; it ran as their defaults do
+        defaults = RunConfig().flat().items()
+        since = {k: v for k, v in defaults if k.partition(".")[0] in _SINCE_SCHEMA_2}
+        config = since | config
     for key, value in config.items():
         if not isinstance(value, bool | int | float | str):
             raise RecordError(f"{path} has {key}={value!r}; values are scalars")
@@ -239,6 +281,10 @@ def _read_config(folder: RunFolder) -> dict[str, Scalar]:
         if not isinstance(config.get(key), int):
             raise RecordError(f"{path} has {key}={config.get(key)!r}; it is a whole number")
     _text(config, "strategy", path)
+    if config.get("attack.kind", "none") != "none":
+        for key in ("attack.fraction", "attack.factor"):
+            if not _is_number(config.get(key)):
+                raise RecordError(f"{path} has {key}={config.get(key)!r}; it is a number")
     return config
 
 
@@ -282,6 +328,13 @@ def _problem(record: RoundRecord) -> str | None:
     for client in record.clients:
         if not isinstance(client.partition_id, int) or not isinstance(client.failure, str | None):
             return "a client's number is no whole number, or its failure no text"
+        if client.outcome not in OUTCOMES:
+            return (
+                f"client {client.partition_id} has outcome {client.outcome!r}; "
+                f"it is one of {', '.join(OUTCOMES)}"
+            )
+        if client.outcome == "counted" and client.failure is not None:
+            return f"client {client.partition_id} is counted, and yet failed: {client.failure}"
     missing = [key for key in _SECONDS if not _is_number(record.seconds.get(key))]
     if missing:
         return f"seconds lack {', '.join(missing)}"
@@ -338,6 +391,16 @@ def _text(values: Mapping[str, Any], key: str, path: Path) -> str:
     if not isinstance(value, str):
         raise RecordError(f"{path} has {key}={value!r}; it is a text")
     return value
+
+
+def _resumed(run: Mapping[str, Any], path: Path) -> tuple[Resumption, ...]:
+    entries = run.get("resumed", [])
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, Mapping) and isinstance(entry.get("after_round"), int)
+        for entry in entries
+    ):
+        raise RecordError(f"{path} has resumed={entries!r}; it is a list of after_round and at")
+    return tuple(Resumption(entry["after_round"], _time(entry, "at", path)) for entry in entries)
 
 
 def _time(values: Mapping[str, Any], key: str, path: Path) -> datetime:

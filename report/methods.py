@@ -10,7 +10,7 @@ from report.loading import LoadedRun
 
 NOT_PRIVATE = "not private"
 
-_TASK_SECTIONS = ("data", "partition", "model", "rounds")
+_TASK_SECTIONS = ("data", "partition", "model", "rounds", "cohort", "faults", "attack")
 
 _Key = tuple[tuple[str, Scalar], ...]
 
@@ -38,6 +38,11 @@ class Method:
         return any(run.sends_raw_images for run in self.runs)
 
     @property
+    def attack(self) -> str | None:
+        """What malicious clients do; None where all are honest."""
+        return self.runs[0].attack
+
+    @property
     def name(self) -> str:
         """Strategy and telling settings."""
         return " ".join([self.strategy, *(f"{key}={value}" for key, value in self.settings)])
@@ -45,8 +50,7 @@ class Method:
     @property
     def marks(self) -> tuple[str, ...]:
         """What must be seen wherever the method is named."""
-        unfinished = () if self.finished else ("unfinished",)
-        return ((NOT_PRIVATE,) if self.sends_raw_images else ()) + unfinished
+        return (*marks_of(self.runs), *(() if self.finished else ("unfinished",)))
 
     @property
     def label(self) -> str:
@@ -62,6 +66,17 @@ class Method:
     def seeds(self) -> tuple[int, ...]:
         """Ascending."""
         return tuple(run.seed for run in self.runs)
+
+
+def marks_of(runs: Sequence[LoadedRun]) -> tuple[str, ...]:
+    """What must be seen wherever runs are named: raw images, and attacks."""
+    raw = (NOT_PRIVATE,) if any(run.sends_raw_images for run in runs) else ()
+    return (*raw, *attacks_of(runs))
+
+
+def attacks_of(runs: Sequence[LoadedRun]) -> tuple[str, ...]:
+    """Marks of the attacks that runs are under, each once."""
+    return tuple(dict.fromkeys(f"attack: {run.attack}" for run in runs if run.attack))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +99,7 @@ class Comparison:
 
     @property
     def task_differences(self) -> tuple[str, ...]:
-        """Keys of the task (data, partition, model, rounds) in which the methods differ."""
+        """Keys of the task, `_TASK_SECTIONS`, in which the methods differ."""
         groups = [dict(_settings(method.runs[0])) for method in self.methods]
         return tuple(key for key in _task_keys(groups) if _differs(key, groups))
 
@@ -125,14 +140,15 @@ def _settings(run: LoadedRun) -> _Key:
 def _telling_keys(groups: Sequence[Mapping[str, Scalar]]) -> dict[str, dict[str, str]]:
     """For each strategy the keys to name in its label, each with a short spelling.
 
-    A key is named where groups of one strategy differ in it, and where it belongs to the task
-    (data, partition, model, rounds), which a comparison of strategies is expected to hold equal.
+    A key is named where groups of one strategy differ in it, and where it belongs to the task,
+    which a comparison of strategies is expected to hold equal. An attack is told by its mark.
     """
     told_by: dict[str, dict[str, str]] = {}
     for strategy in dict.fromkeys(str(group["strategy"]) for group in groups):
         own = [group for group in groups if group["strategy"] == strategy]
         named = [key for key in _all_keys(own) if key != "strategy" and _differs(key, own)]
         named += [key for key in _task_keys(groups) if key not in named and _differs(key, groups)]
+        named = [key for key in named if not key.startswith("attack.")]
         tails = [key.rpartition(".")[2] for key in named]
         told_by[strategy] = {
             key: tail if tails.count(tail) == 1 else key

@@ -9,8 +9,8 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from report.loading import LoadedRun
 from report.methods import Method
+from report.milestones import best_round, total_spent
 
 NONE = "—"
 
@@ -58,6 +58,7 @@ class Row:
         bytes_down: To all clients.
         client_s: Seconds of training, summed over clients.
         server_s: Seconds of aggregation and server training.
+        best_rounds: Those rounds, for each seed that has one.
         rounds: Last round on record of each seed.
     """
 
@@ -70,6 +71,7 @@ class Row:
     bytes_down: Statistic | None
     client_s: Statistic | None
     server_s: Statistic | None
+    best_rounds: tuple[int, ...]
     rounds: tuple[int, ...]
 
 
@@ -81,6 +83,8 @@ def result_rows(methods: Sequence[Method]) -> list[Row]:
 def _row(method: Method) -> Row:
     finals = [run.final for run in method.runs]
     tests = [final.test if final else None for final in finals]
+    chosen = [best_round(run) for run in method.runs]
+    totals = [total_spent(run) for run in method.runs]
     return Row(
         method=method,
         test_accuracy=Statistic.of(test.accuracy if test else None for test in tests),
@@ -89,35 +93,15 @@ def _row(method: Method) -> Row:
             final.worst_client_accuracy if final else None for final in finals
         ),
         accuracy_at_best_validation=Statistic.of(
-            accuracy_at_best_validation(run) for run in method.runs
+            best.test.accuracy if best and best.test else None for best in chosen
         ),
-        bytes_up=Statistic.of(total_bytes_up(run) for run in method.runs),
-        bytes_down=Statistic.of(
-            float(sum(record.bytes_down for record in run.rounds)) for run in method.runs
-        ),
-        client_s=Statistic.of(_total_seconds(run, "client_sum") for run in method.runs),
-        server_s=Statistic.of(_total_seconds(run, "server") for run in method.runs),
+        bytes_up=Statistic.of(total.bytes_up if total else 0 for total in totals),
+        bytes_down=Statistic.of(total.bytes_down if total else 0 for total in totals),
+        client_s=Statistic.of(total.client_s if total else 0 for total in totals),
+        server_s=Statistic.of(total.server_s if total else 0 for total in totals),
+        best_rounds=tuple(best.round for best in chosen if best),
         rounds=tuple(run.rounds_done for run in method.runs),
     )
-
-
-def total_bytes_up(run: LoadedRun) -> float:
-    """Bytes that all clients of a run sent."""
-    return float(sum(record.bytes_up for record in run.rounds))
-
-
-def accuracy_at_best_validation(run: LoadedRun) -> float | None:
-    """Test accuracy of the round chosen on validation; None where no round has both."""
-    judged = [r for r in run.rounds if r.validation is not None and r.test is not None]
-    if not judged:
-        return None
-    best = max(judged, key=lambda r: r.validation.accuracy)  # type: ignore[union-attr]
-    assert best.test is not None
-    return best.test.accuracy
-
-
-def _total_seconds(run: LoadedRun, part: str) -> float:
-    return sum(record.seconds[part] for record in run.rounds)
 
 
 def percent(value: Statistic | None) -> str:
@@ -183,9 +167,20 @@ def seeds_text(seeds: Sequence[int]) -> str:
     )
 
 
-def _rounds_text(row: Row) -> str:
-    least, most = min(row.rounds), max(row.rounds)
-    done = f"{least}" if least == most else f"{least} to {most}"
+def rounds_text(rounds: Sequence[int]) -> str:
+    """Round numbers of seeds: the number where all agree, else from the least to the greatest.
+
+    >>> rounds_text([9, 4, 7])
+    '4 to 9'
+    """
+    if not rounds:
+        return NONE
+    least, most = min(rounds), max(rounds)
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
+def _done_text(row: Row) -> str:
+    done = rounds_text(row.rounds)
     return done if row.method.finished else f"{done} of {row.method.runs[0].rounds_planned}"
 
 
@@ -208,11 +203,12 @@ COLUMNS = (
     Column("Macro-F1, %", lambda row: percent(row.macro_f1)),
     Column("Worst client, %", lambda row: percent(row.worst_client_accuracy)),
     Column("At best validation, %", lambda row: percent(row.accuracy_at_best_validation)),
+    Column("Best round", lambda row: rounds_text(row.best_rounds)),
     Column("Uploaded", lambda row: amount_of_bytes(row.bytes_up)),
     Column("Downloaded", lambda row: amount_of_bytes(row.bytes_down)),
     Column("Client time, s", lambda row: seconds(row.client_s)),
     Column("Server time, s", lambda row: seconds(row.server_s)),
-    Column("Rounds", _rounds_text),
+    Column("Rounds", _done_text),
 )
 
 _MEASURES: tuple[tuple[str, Callable[[Row], Statistic | None]], ...] = (
@@ -232,12 +228,13 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines = [
         ["Method", *(column.title for column in COLUMNS)],
         ["---", *("---:" for _ in COLUMNS)],
-        *([_markdown_text(r.method.label), *(c.cell(r) for c in COLUMNS)] for r in rows),
+        *([markdown_text(r.method.label), *(c.cell(r) for c in COLUMNS)] for r in rows),
     ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text as a cell of a table shows it: one line, nothing read as a tag or a border."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
     return " ".join(escaped.split())
 
@@ -247,7 +244,18 @@ def to_csv(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     measures = [f"{name}_{part}" for name, _ in _MEASURES for part in ("mean", "std")]
-    writer.writerow(["method", "finished", "sends_raw_images", "seeds", *measures, "rounds"])
+    writer.writerow(
+        [
+            "method",
+            "finished",
+            "sends_raw_images",
+            "attack",
+            "seeds",
+            *measures,
+            "best_rounds",
+            "rounds",
+        ]
+    )
     for row in rows:
         cells: list[str] = []
         for _, measure in _MEASURES:
@@ -260,8 +268,10 @@ def to_csv(rows: Sequence[Row]) -> str:
             [
                 method.label,
                 *marks,
+                method.attack or "none",
                 " ".join(map(str, method.seeds)),
                 *cells,
+                " ".join(map(str, row.best_rounds)),
                 " ".join(map(str, row.rounds)),
             ]
         )

@@ -149,16 +149,16 @@ class Federation:
     def _requests(
         self, now: Checkpoint, asked: Sequence[int], nodes: Mapping[int, int]
     ) -> dict[int, Message]:
-        round = now.round + 1
+        number = now.round + 1
         arrays: ArrayRecord = serialise(Record(self._preparation.strategy.broadcast(now.state)))
         requests = {}
         for partition_id in asked:
             acknowledged = now.acknowledged.get(partition_id, 0)
             retained = self._recorder.oldest_acknowledged(partition_id)
-            settings = request_settings(round, acknowledged, retained)
+            settings = request_settings(number, acknowledged, retained)
             content = to_flower(Record(settings=settings), arrays)
             requests[partition_id] = Message(
-                content, dst_node_id=nodes[partition_id], message_type="train", group_id=str(round)
+                content, dst_node_id=nodes[partition_id], message_type="train", group_id=str(number)
             )
         return requests
 
@@ -214,7 +214,7 @@ class Federation:
         if reply.record.settings.get("round") != round:
             raise ValueError(f"reply is of round {reply.record.settings.get('round')}, not {round}")
         reasons = form.violations(reply.record) or strategy.check_reply(reply, shape)
-        if not reasons and not 0 <= float(reply.record.metrics["train_s"]):
+        if not reasons and float(reply.record.metrics["train_s"]) < 0:
             reasons = [f"train_s is {reply.record.metrics['train_s']}, expected at least 0"]
         if reasons:
             raise ValueError("; ".join(reasons))
@@ -291,11 +291,11 @@ def _after(before: Checkpoint, state: ServerState, received: Sequence[Received])
     """Where the run stands after a round: this is what commits the clients' replies."""
     counted = [item.record.partition_id for item in received if item.reply is not None]
     empty = bool(received) and not counted
-    round = before.round + 1
+    number = before.round + 1
     return Checkpoint(
-        round,
+        number,
         state,
-        {**before.acknowledged, **dict.fromkeys(counted, round)},
+        {**before.acknowledged, **dict.fromkeys(counted, number)},
         before.empty_rounds + 1 if empty else 0,
     )
 

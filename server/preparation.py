@@ -10,12 +10,14 @@ from torch import nn
 
 from core.config import RunConfig, Scalar
 from core.device import resolve_device
+from core.errors import ConfigError
 from core.parameters import NamedTensors, trainable_names, weights_of
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
+from server.sinks import missing_sinks
 from strategies.base import ClientShape, ModelForm, ServerState, Strategy, model_seed
 from strategies.table import build_strategy, parse_config
-from workloads.vision import ImageClassification, forget_workloads, open_workload
+from workloads.vision import ImageClassification, open_workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def prepare(config: RunConfig) -> Preparation:
     The last preparation is kept, so that a check before a run costs nothing in the run.
 
     Raises:
-        ConfigError: Model and data or model and method do not fit.
+        ConfigError: Model and data or model and method do not fit, or a sink is not installed.
         DataError: Data is missing or unfit, or no partition meets the configuration.
         RunError: The device is not there.
     """
@@ -79,6 +81,8 @@ def prepare(config: RunConfig) -> Preparation:
 @lru_cache(maxsize=1)
 def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     config = parse_config(dict(flat))
+    if problems := missing_sinks(config):
+        raise ConfigError(problems)
     torch.set_num_threads(config.engine.server_threads)
     workload = open_workload(config, resolve_device(config.engine.device))
     model = workload.build_model(model_seed(config))
@@ -89,6 +93,5 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
 
 
 def forget_preparation() -> None:
-    """Let the data of the last run go, so that the next run reads its files anew."""
+    """Let the last preparation go; loaded data stays until `workloads.vision.forget_data`."""
     _prepare.cache_clear()
-    forget_workloads()

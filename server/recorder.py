@@ -32,7 +32,7 @@ from privacy.statement import statement_without_noise
 from server.checkpoint import Checkpoint
 from server.environment import describe_environment
 from server.preparation import Preparation
-from server.sinks import open_sinks
+from server.sinks import Sink, open_sinks
 from strategies.base import Mosaic
 from strategies.table import config_keys
 
@@ -117,9 +117,14 @@ class Recorder:
     def _begin(self, checkpoint: Checkpoint | None, elapsed_s: float) -> None:
         self.resumed_from, self.elapsed_s = checkpoint, elapsed_s
         self._rounds_done = checkpoint.round if checkpoint else 0
-        self._sinks = open_sinks(
-            self._preparation.config, self.folder, checkpoint.round if checkpoint else None
-        )
+        self._sinks: list[Sink] = []
+        try:
+            self._sinks = open_sinks(
+                self._preparation.config, self.folder, checkpoint.round if checkpoint else None
+            )
+        except Exception as error:
+            self.close("failed", str(error))
+            raise
         self._write_status("running", None)
 
     def _refuse_foreign(self) -> None:
@@ -150,9 +155,9 @@ class Recorder:
 
     def _last_checkpoint(self, last_round: int) -> Checkpoint | None:
         """The newest checkpoint of a round on record; None where no round is on record."""
-        kept = {round: path for round, path in self._checkpoints() if round <= last_round}
-        for round, path in self._checkpoints():
-            if round > last_round:
+        kept = {number: path for number, path in self._checkpoints() if number <= last_round}
+        for number, path in self._checkpoints():
+            if number > last_round:
                 path.unlink()
         if last_round < 0:
             return None
@@ -163,9 +168,9 @@ class Recorder:
             )
         newest = Checkpoint.read(kept[max(kept)], self._identity)
         self._resumptions.append({"after_round": newest.round, "at": _now()})
-        for round in sorted(kept):
+        for number in sorted(kept):
             with suppress(RecordError):  # only the newest is needed; another may be damaged
-                self._retained.append(Checkpoint.read(kept[round], self._identity).acknowledged)
+                self._retained.append(Checkpoint.read(kept[number], self._identity).acknowledged)
         return newest
 
     @property

@@ -16,12 +16,14 @@ One full-batch local step from equal weights is one step of SGD on the union of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from core.parameters import NamedTensors, weights_of
-from core.wire import RecordSpec
+from core.wire import Record, RecordSpec
 from strategies.base import (
     ClientShape,
     ClientTask,
@@ -36,36 +38,95 @@ from strategies.base import (
 )
 from strategies.local_sgd import Correction, num_steps, train_locally
 
+Entry = TypeVar("Entry")
+
 
 @dataclass(slots=True)
 class WeightedSum:
-    """A running sum of n_k y_k in float64; the first reply's dtypes are kept for the mean.
+    """A running sum of replies' arrays and metrics, each times the reply's weight, in float64.
 
-    Integer entries, such as BatchNorm's step counter, are averaged likewise and rounded.
+    Attributes:
+        weight: Sum of the weights, such as n for examples.
+        arrays: sum_k n_k x_k by name.
+        metrics: Likewise.
     """
 
-    num_examples: int = 0
-    train_loss: float = 0.0
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    weight: int = 0
+    arrays: dict[str, torch.Tensor] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
-    def mean(self, like: NamedTensors) -> dict[str, torch.Tensor]:
-        """sum_k (n_k / n) y_k, in the dtypes of `like`."""
-        means = {}
-        for name, reference in like.items():
-            mean = self.sums[name] / self.num_examples
-            rounded = mean if reference.is_floating_point() else mean.round()
-            means[name] = rounded.to(reference.dtype)
-        return means
+    def add(self, record: Record, weight: int) -> None:
+        """Add `weight` times everything in `record`."""
+        for name, tensor in tensors_of(record.arrays).items():
+            if name not in self.arrays:
+                self.arrays[name] = torch.zeros_like(tensor, dtype=torch.float64)
+            self.arrays[name].add_(tensor.to(torch.float64), alpha=weight)
+        for name, value in record.metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + weight * float(value)
+        self.weight += weight
+
+    def mean(self, name: str) -> torch.Tensor:
+        """sum_k (n_k / n) x_k of the array `name`, float64."""
+        return self.arrays[name] / self.weight
+
+    def mean_metric(self, name: str) -> float:
+        """sum_k (n_k / n) x_k of the metric `name`."""
+        return self.metrics[name] / self.weight
+
+    def weights_after(
+        self, weights: NamedTensors, steps: NamedTensors | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The next weights, in the dtypes of `weights`.
+
+        An entry of `steps`, float64, is added to the entry of that name. Every other entry becomes
+        its mean; integers, such as BatchNorm's step counter, are averaged likewise and rounded.
+        """
+        after = {}
+        for name, old in weights.items():
+            if steps is not None and name in steps:
+                value = old.to(torch.float64) + steps[name]
+            else:
+                value = self.mean(name)
+            rounded = value if old.is_floating_point() else value.round()
+            after[name] = rounded.to(old.dtype)
+        return after
 
 
-class FedAvg(Strategy):
-    """Federated averaging; see the module's table."""
+def received_weights(task: ClientTask) -> dict[str, torch.Tensor]:
+    """w_r out of a broadcast, which may hold further arrays of a method."""
+    received = tensors_of(task.received.arrays)
+    return {name: received[name] for name in task.parameters.model.state_dict()}
 
-    name = "fedavg"
+
+def with_updates(
+    weights: Mapping[str, Entry], updates: Mapping[str, Mapping[str, Entry]]
+) -> dict[str, Entry]:
+    """What a client sends that sends updates: arrays, or their forms.
+
+    Args:
+        weights: Every entry of the state dict.
+        updates: By prefix, what is sent in place of the entries of the same names.
+
+    Returns:
+        The updates as ``prefix/name``, and the entries that no update replaces by their own names.
+    """
+    replaced = {name for update in updates.values() for name in update}
+    sent = {name: entry for name, entry in weights.items() if name not in replaced}
+    for prefix, update in updates.items():
+        sent |= {f"{prefix}/{name}": entry for name, entry in update.items()}
+    return sent
+
+
+class FedAvgClient(Strategy):
+    """FedAvg's client half, for methods whose server half is another; see the module's table."""
+
     images_sent = "none"
 
     def correction(self, task: ClientTask) -> Correction | None:
-        """What a variant adds to the gradient of each local step; FedAvg adds nothing."""
+        """What a variant adds to the gradient of each local step; FedAvg adds nothing.
+
+        The weights are those just received when this is called.
+        """
         return None
 
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
@@ -78,7 +139,7 @@ class FedAvg(Strategy):
 
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """E local epochs from the weights received."""
-        task.parameters.load(tensors_of(task.received.arrays))
+        task.parameters.load(received_weights(task))
         train_loss = train_locally(
             task.parameters,
             task.examples,
@@ -98,28 +159,27 @@ class FedAvg(Strategy):
             return []
         return [f"num_examples is {count}, but the client holds {client.num_examples}"]
 
+
+class FedAvg(FedAvgClient):
+    """Federated averaging; see the module's table."""
+
+    name = "fedavg"
+
     def begin(self, state: ServerState) -> WeightedSum:
         """An empty sum."""
-        zeros = {
-            name: torch.zeros_like(w, dtype=torch.float64) for name, w in state.weights.items()
-        }
-        return WeightedSum(sums=zeros)
+        return WeightedSum()
 
     def add(self, accumulator: WeightedSum, reply: Reply) -> WeightedSum:
         """Add n_k y_k."""
-        count = int(reply.record.metrics["num_examples"])
-        for name, weights in tensors_of(reply.record.arrays).items():
-            accumulator.sums[name].add_(weights.to(torch.float64), alpha=count)
-        accumulator.num_examples += count
-        accumulator.train_loss += count * float(reply.record.metrics["train_loss"])
+        accumulator.add(reply.record, int(reply.record.metrics["num_examples"]))
         return accumulator
 
     def finish(
         self, state: ServerState, accumulator: WeightedSum, task: ServerTask
     ) -> RoundOutcome:
         """The mean weighted by examples; without a reply the model stays as it was."""
-        if accumulator.num_examples == 0:
+        if accumulator.weight == 0:
             return RoundOutcome(state, {})
-        weights = accumulator.mean(state.weights)
-        metrics = {"train_loss": accumulator.train_loss / accumulator.num_examples}
+        weights = accumulator.weights_after(state.weights)
+        metrics = {"train_loss": accumulator.mean_metric("train_loss")}
         return RoundOutcome(ServerState(weights, state.slots), metrics)

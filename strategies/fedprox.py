@@ -34,6 +34,20 @@ class FedProxOptions:
     proximal_weight: float = number(0.01, "weight of the proximal term (mu); 0 is FedAvg", least=0)
 
 
+def proximal_gradient(start: torch.Tensor, weight: float) -> Correction:
+    """The gradient mu (w - w_r) of the proximal term.
+
+    Args:
+        start: w_r as a vector, shape (d,).
+        weight: mu.
+    """
+
+    def gradient(values: torch.Tensor) -> torch.Tensor:
+        return weight * (values - start)
+
+    return gradient
+
+
 class FedProx(FedAvg):
     """FedAvg that holds clients near the global weights; see the module's table."""
 
@@ -41,11 +55,6 @@ class FedProx(FedAvg):
     sections: ClassVar[Mapping[str, type]] = {"fedprox": FedProxOptions}
 
     def correction(self, task: ClientTask) -> Correction:
-        """The gradient mu (w - w_r); the weights are those just received when this is called."""
+        """The gradient of mu/2 ||w - w_r||^2."""
         weight = self.config.section(FedProxOptions).proximal_weight
-        start = task.parameters.values.clone()
-
-        def proximal_gradient(values: torch.Tensor) -> torch.Tensor:
-            return weight * (values - start)
-
-        return proximal_gradient
+        return proximal_gradient(task.parameters.values.clone(), weight)

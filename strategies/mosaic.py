@@ -2,11 +2,13 @@
 
 The server half is FedDM's: Equation 5.9 as a training set, minimised inside the rho-ball of
 Equation 5.3. `strategies.feddm` fills the mosaic with matched images, `strategies.real_images`
-with raw ones.
+with raw ones. ``mosaic.max-client-share`` bounds what the images of one client weigh in it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +60,7 @@ class MosaicConfig:
     max_client_share: float = number(
         1.0,
         "largest share of the weight in the server's loss that one client's images may have; 1 "
-        "caps nothing",
+        "caps nothing, and with a share of 1/K or less all K clients that replied weigh the same",
         above=0,
         most=1,
     )
@@ -111,6 +113,30 @@ def images_per_class(class_counts: Sequence[int], config: MosaicConfig, *, fill:
         0 if count < config.min_examples else wanted if fill else min(wanted, count)
         for count in class_counts
     ]
+
+
+def capped(totals: Sequence[float], max_share: float) -> list[float]:
+    """Weights of clients, lowered so that none has more than `max_share` of their sum.
+
+    Those above the cap are lowered to one level L, and what they lose is given to nobody: where m
+    are lowered and the others sum to R, L = `max_share` R / (1 - m `max_share`) is exactly that
+    share of the new sum. K clients cannot all have less than 1/K: with a `max_share` of 1/K or
+    less all are lowered to the least of them.
+
+    Args:
+        totals: Sum of the weights of each client's images, above 0.
+        max_share: Above 0, at most 1.
+
+    >>> capped([6.0, 1.0, 2.0], 0.5)
+    [3.0, 1.0, 2.0]
+    """
+    ordered = sorted(totals, reverse=True)
+    for num_lowered, largest in enumerate(ordered):
+        left = 1 - num_lowered * max_share
+        level = max_share * math.fsum(ordered[num_lowered:]) / left if left > 0 else 0.0
+        if largest <= level:
+            return [min(total, level) for total in totals]
+    return [ordered[-1]] * len(totals)
 
 
 def class_counts(examples: Examples, num_classes: int) -> list[int]:
@@ -200,6 +226,9 @@ class MosaicStrategy(CollectingStrategy):
         counts = reply.record.arrays.get("class_counts")
         if counts is not None and counts.tolist() != list(client.class_counts):
             reasons.append("class_counts are not those of the images that the client holds")
+        elif counts is not None and not reasons and not counts[labels].all():
+            unknown = labels[counts[labels] == 0][0]
+            reasons.append(f"holds label {unknown}, of which class_counts tell no image")
         return reasons
 
     def finish(
@@ -209,6 +238,9 @@ class MosaicStrategy(CollectingStrategy):
         if not accumulator:
             return RoundOutcome(state, {})
         sets = [self.received_set(reply, task.workload) for reply in accumulator]
+        shares: dict[str, float] = {}
+        if self.mosaic.max_client_share < 1:
+            sets, shares["max_client_share"] = cap_sets(sets, self.mosaic.max_client_share)
         inputs = torch.cat([s.inputs for s in sets])
         labels = torch.cat([s.labels for s in sets])
         weights = torch.cat([s.weights for s in sets])
@@ -218,7 +250,7 @@ class MosaicStrategy(CollectingStrategy):
         senders = torch.tensor([s.partition_id for s in sets]).repeat_interleave(sizes)
         mosaic = Mosaic(task.workload.to_pixels(inputs), labels, senders)
         trained = ServerState(weights_of(task.parameters.model), state.slots)
-        return RoundOutcome(trained, metrics, mosaic)
+        return RoundOutcome(trained, {**metrics, **shares}, mosaic)
 
     def received_set(self, reply: Reply, workload: Workload) -> ReceivedSet:
         """Decode one reply."""
@@ -230,6 +262,17 @@ class MosaicStrategy(CollectingStrategy):
             sent = torch.bincount(labels, minlength=len(counts))
             weights = (counts[labels] / sent[labels]).to(torch.float32)
         return ReceivedSet(decode(arrays["images"], workload), labels, weights, reply.partition_id)
+
+
+def cap_sets(sets: Sequence[ReceivedSet], max_share: float) -> tuple[list[ReceivedSet], float]:
+    """The sets with their weights `capped`, those of a client by one factor; the largest share."""
+    totals = [s.weights.sum(dtype=torch.float64).item() for s in sets]
+    lowered = capped(totals, max_share)
+    scaled = [
+        dataclasses.replace(s, weights=s.weights * (new / old)) if new < old else s
+        for s, old, new in zip(sets, totals, lowered, strict=True)
+    ]
+    return scaled, max(lowered) / math.fsum(lowered)
 
 
 def train_on_mosaic(

@@ -15,14 +15,40 @@ from core.plugins import is_plugin, load_plugin
 from privacy.statement import ImagesSent
 from strategies.base import Strategy
 from strategies.centralized import Centralized
+from strategies.fedadagrad import FedAdagrad
+from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
+from strategies.fedavgm import FedAvgM
 from strategies.feddm import FedDM
+from strategies.fednova import FedNova
 from strategies.fedprox import FedProx
+from strategies.fedyogi import FedYogi
 from strategies.local import Local
+from strategies.median import Median
+from strategies.multi_krum import MultiKrum
 from strategies.real_images import RealImages
+from strategies.scaffold import Scaffold
+from strategies.trimmed_mean import TrimmedMean
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (FedDM, FedAvg, FedProx, RealImages, Local, Centralized)
+    strategy.name: strategy
+    for strategy in (
+        FedDM,
+        FedAvg,
+        FedProx,
+        FedNova,
+        Scaffold,
+        FedAvgM,
+        FedAdam,
+        FedYogi,
+        FedAdagrad,
+        TrimmedMean,
+        Median,
+        MultiKrum,
+        RealImages,
+        Local,
+        Centralized,
+    )
 }
 
 

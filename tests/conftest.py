@@ -24,6 +24,10 @@ TINY_SECTIONS: Mapping[str, Mapping[str, object]] = {
     "mosaic": {"mosaic.images-per-class": 2, "mosaic.epochs": 3},
     "feddm": {"feddm.iterations": 3, "feddm.real-batch": 16},
     "fedprox": {"fedprox.proximal-weight": 0.1},
+    "fednova": {"fednova.proximal-weight": 0.1},
+    "fedadam": {"fedadam.server-learning-rate": 0.01},
+    "trimmed-mean": {"trimmed-mean.trim-fraction": 0.34},
+    "multi-krum": {"multi-krum.byzantine": 0},
 }
 """Small settings for each strategy section, by section name."""
 

@@ -97,21 +97,19 @@ class ImageClassification:
 
 
 def open_workload(config: RunConfig, device: torch.device) -> ImageClassification:
-    """Load the configured data, once per process; `forget_workloads` lets it go.
+    """The configured workload. Data is loaded once per process; `forget_data` lets it go.
 
     Raises:
         DataError: The data is missing or unfit.
     """
-    return _open_workload(config.data, config.model, config.seed, device)
+    return ImageClassification(_load(config.data, config.seed), config.model, device)
 
 
 @lru_cache(maxsize=2)
-def _open_workload(
-    data: DataConfig, model: ModelConfig, seed: int, device: torch.device
-) -> ImageClassification:
-    return ImageClassification(load_dataset(data, seed), model, device)
+def _load(data: DataConfig, seed: int) -> ImageDataset:
+    return load_dataset(data, seed)
 
 
-def forget_workloads() -> None:
-    """Drop loaded data, so that the next run of this process reads its files anew."""
-    _open_workload.cache_clear()
+def forget_data() -> None:
+    """Drop loaded data, so that it is read from its files anew."""
+    _load.cache_clear()

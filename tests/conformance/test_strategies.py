@@ -11,12 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 from core.config import RunConfig
-from core.parameters import ParameterVector
+from core.parameters import NamedTensors, ParameterVector
 from core.records import RoundRecord, RunFolder
-from core.wire import Record
+from core.wire import Record, RecordSpec
 from server.prediction import predict_bytes, reply_spec
 from server.preparation import Preparation, prepare
-from strategies.base import ClientTask, Reply, ServerState, ServerTask
+from strategies.base import (
+    ClientTask,
+    ClientUpdate,
+    Reply,
+    RoundOutcome,
+    ServerState,
+    ServerTask,
+)
 from strategies.flower import from_flower, to_flower
 from strategies.table import STRATEGIES, parse_config
 from tests.conftest import Federate, tiny_keys
@@ -33,27 +40,44 @@ def timeless(path: Path) -> list[dict[str, object]]:
     return records
 
 
-def client_reply(
-    preparation: Preparation, partition_id: int, *, seed: int = 7, round: int = 1
-) -> Record:
-    """One client's reply, made directly and sent over the wire."""
+def client_update(
+    preparation: Preparation,
+    partition_id: int,
+    *,
+    seed: int = 7,
+    round: int = 1,
+    state: ServerState | None = None,
+    kept: NamedTensors | None = None,
+) -> ClientUpdate:
+    """One client's update, made directly from what came over the wire."""
     strategy, workload = preparation.strategy, preparation.workload
-    state = ServerState(preparation.initial_weights)
+    state = state or preparation.initial_state()
     task = ClientTask(
         round=round,
         partition_id=partition_id,
         seed=seed,
         received=from_flower(to_flower(Record(strategy.broadcast(state)))),
         examples=workload.examples(torch.from_numpy(preparation.partition.clients[partition_id])),
-        state=None,
+        state=kept,
         parameters=ParameterVector(workload.build_model(99)),
         workload=workload,
         device=torch.device("cpu"),
         count_step=lambda: None,
     )
-    update = strategy.client_update(task)
+    return strategy.client_update(task)
+
+
+def sent(update: ClientUpdate, round: int) -> Record:
+    """The reply as it arrives."""
     record = Record(update.arrays, {**update.metrics, "train_s": 0.0}, {"round": round})
     return from_flower(to_flower(record))
+
+
+def client_reply(
+    preparation: Preparation, partition_id: int, *, seed: int = 7, round: int = 1
+) -> Record:
+    """One client's reply to the first broadcast, sent over the wire."""
+    return sent(client_update(preparation, partition_id, seed=seed, round=round), round)
 
 
 def server_task(preparation: Preparation, seed: int = 5) -> ServerTask:
@@ -165,7 +189,40 @@ def test_a_client_depends_on_its_seed_alone(prepared: Preparation) -> None:
     assert first.metrics == again.metrics
 
 
-@pytest.mark.parametrize("prepared", ["feddm", "fedavg", "fedprox", "real-images"], indirect=True)
+@pytest.mark.parametrize("prepared", ASKING, indirect=True)
+def test_the_broadcast_fits_its_form(prepared: Preparation) -> None:
+    form = prepared.client_shapes()[0].model
+    broadcast = Record(prepared.strategy.broadcast(prepared.initial_state()))
+    spec = RecordSpec(prepared.strategy.broadcast_spec(form))
+    assert spec.violations(from_flower(to_flower(broadcast))) == []
+
+
+@pytest.mark.parametrize("prepared", ASKING, indirect=True)
+def test_two_rounds_pass_on_all_state_there_is(prepared: Preparation) -> None:
+    """Slots and what clients keep have the same form after every round, and clients go on."""
+    strategy, state = prepared.strategy, prepared.initial_state()
+    forms = {name: (slot.shape, slot.dtype) for name, slot in state.slots.items()}
+    kept: dict[int, NamedTensors | None] = dict.fromkeys(range(3))
+    for number in (1, 2):
+        accumulator = strategy.begin(state)
+        for shape in prepared.client_shapes():
+            k = shape.partition_id
+            update = client_update(prepared, k, round=number, state=state, kept=kept[k])
+            assert (update.state is not None) == strategy.keeps_client_state()
+            kept[k] = update.state
+            reply = Reply(k, sent(update, number))
+            assert reply_spec(strategy, shape, number).violations(reply.record) == []
+            assert strategy.check_reply(reply, shape) == []
+            accumulator = strategy.add(accumulator, reply)
+        state = strategy.finish(state, accumulator, server_task(prepared)).state
+        assert {name: (slot.shape, slot.dtype) for name, slot in state.slots.items()} == forms
+
+
+@pytest.mark.parametrize(
+    "prepared",
+    ["feddm", "fedavg", "fedprox", "fednova", "scaffold", "fedadam", "real-images"],
+    indirect=True,
+)
 def test_a_client_uses_its_seed(prepared: Preparation) -> None:
     first, other = client_reply(prepared, 0), client_reply(prepared, 0, seed=8)
     assert any(not np.array_equal(a, other.arrays[name]) for name, a in first.arrays.items())
@@ -174,8 +231,12 @@ def test_a_client_uses_its_seed(prepared: Preparation) -> None:
 @pytest.mark.parametrize("prepared", ASKING, indirect=True)
 def test_the_server_half_leaves_its_state_alone(prepared: Preparation) -> None:
     strategy = prepared.strategy
-    state = ServerState({k: v.clone() for k, v in prepared.initial_weights.items()})
-    outcomes = []
+    initial = prepared.initial_state()
+    state = ServerState(
+        {k: v.clone() for k, v in initial.weights.items()},
+        {k: v.clone() for k, v in initial.slots.items()},
+    )
+    outcomes: list[RoundOutcome] = []
     for _ in range(2):
         accumulator = strategy.begin(state)
         for partition_id in range(3):
@@ -186,16 +247,22 @@ def test_the_server_half_leaves_its_state_alone(prepared: Preparation) -> None:
         assert torch.equal(state.weights[name], value), name
         assert torch.equal(outcomes[0].state.weights[name], outcomes[1].state.weights[name]), name
         assert outcomes[0].state.weights[name].dtype == value.dtype
+    for name, value in initial.slots.items():
+        assert torch.equal(state.slots[name], value), name
+        assert torch.equal(outcomes[0].state.slots[name], outcomes[1].state.slots[name]), name
     assert outcomes[0].metrics == outcomes[1].metrics
 
 
 @pytest.mark.parametrize("prepared", ASKING, indirect=True)
 def test_without_replies_the_model_stays_as_it_was(prepared: Preparation) -> None:
-    state = ServerState(prepared.initial_weights)
+    state = prepared.initial_state()
     strategy = prepared.strategy
     outcome = strategy.finish(state, strategy.begin(state), server_task(prepared))
     for name, value in prepared.initial_weights.items():
         assert torch.equal(outcome.state.weights[name], value), name
+    assert outcome.state.slots.keys() == state.slots.keys()
+    for name, value in state.slots.items():
+        assert torch.equal(outcome.state.slots[name], value), name
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -224,7 +291,7 @@ def test_a_server_that_trains_uses_its_seed(prepared: Preparation) -> None:
         | ({} if prepared.config.strategy == "centralized" else {"mosaic.batch-size": 4})
     )
     again = prepare(config)
-    state, strategy = ServerState(again.initial_weights), again.strategy
+    state, strategy = again.initial_state(), again.strategy
     trained = []
     for seed in (5, 5, 6):
         accumulator = strategy.begin(state)

@@ -21,10 +21,10 @@ from cli.main import app
 from core.records import RunFolder
 from report.loading import load_run
 from strategies.table import STRATEGIES
+from tests.conftest import TINY_SECTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("partition.clients=3", "rounds=2", "model.width=8", "engine.kind=in-process")
-OF_SECTION = {"feddm": ("feddm.iterations=2",), "mosaic": ("mosaic.epochs=2",)}
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +34,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tiny(strategy: str) -> tuple[str, ...]:
     """Settings under which `strategy` takes a second."""
-    own = (word for name in STRATEGIES[strategy].sections for word in OF_SECTION.get(name, ()))
-    return (f"strategy={strategy}", *TINY, *own)
+    own = [TINY_SECTIONS.get(name, {}) for name in STRATEGIES[strategy].sections]
+    words = (f"{key}={value}" for section in own for key, value in section.items())
+    return (f"strategy={strategy}", *TINY, *words)
 
 
 def tessera(*words: str) -> Result:

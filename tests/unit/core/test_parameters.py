@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from core.parameters import ParameterVector, project_onto_ball_, sgd_step_, weights_of
+from core.parameters import (
+    ParameterVector,
+    project_onto_ball_,
+    sgd_step_,
+    trainable_names,
+    weights_of,
+)
 
 
 def small_model() -> nn.Module:
@@ -61,6 +67,60 @@ def test_mask_is_zero_at_norm_layers_only() -> None:
     sizes = [27, 3, 3, 3, 24, 2]
     expected = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
     assert [part.unique().tolist() for part in mask.split(sizes)] == [[e] for e in expected]
+
+
+class Tied(nn.Module):
+    """A weight under two names, a frozen one between, batch norm with its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2, bias=False)
+        self.frozen = nn.Linear(2, 3)
+        self.frozen.weight.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(2)
+        self.last = nn.Linear(2, 2, bias=False)
+        self.last.weight = self.first.weight
+
+
+TIED_NAMES = ("first.weight", "frozen.bias", "norm.weight", "norm.bias", "last.weight")
+
+
+def test_trainable_names_are_all_that_gradients_reach() -> None:
+    model = Tied()
+    assert trainable_names(model) == TIED_NAMES
+    others = model.state_dict().keys() - set(TIED_NAMES)
+    buffers = {f"norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert others == {"frozen.weight", *buffers}
+
+
+def test_a_vector_is_cut_by_name_and_put_together_again() -> None:
+    vector = ParameterVector(Tied())
+    assert vector.values.shape == (4 + 3 + 2 + 2,)
+    numbers = torch.arange(11.0)
+    named = vector.named(numbers)
+    assert {name: part.tolist() for name, part in named.items()} == {
+        "first.weight": [[0.0, 1.0], [2.0, 3.0]],
+        "last.weight": [[0.0, 1.0], [2.0, 3.0]],
+        "frozen.bias": [4.0, 5.0, 6.0],
+        "norm.weight": [7.0, 8.0],
+        "norm.bias": [9.0, 10.0],
+    }
+    named["norm.bias"].zero_()
+    assert numbers[9:].tolist() == [0.0, 0.0], "parts are views"
+    again = vector.vector(named)
+    assert torch.equal(again, numbers)
+    again.zero_()
+    assert numbers[1] == 1.0, "a vector put together is no view"
+
+
+def test_the_models_own_state_dict_gives_its_values() -> None:
+    model = Tied()
+    vector = ParameterVector(model)
+    assert vector.named(vector.values).keys() == set(trainable_names(model))
+    weights = weights_of(model)
+    assert torch.equal(vector.vector(weights), vector.values)
+    for name, part in vector.named(vector.values).items():
+        assert torch.equal(part, weights[name]), name
 
 
 @given(

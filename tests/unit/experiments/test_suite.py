@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.errors import ConfigError, DataError, Problem
 from experiments.suite import Suite, parse_suite, plan_suite, read_suite, run_folders
@@ -51,12 +55,12 @@ def test_runs_are_methods_x_settings_x_seeds(tmp_path: Path) -> None:
     assert (last.rounds, last.seed, last.partition.alpha) == (3, 7, 0.1)
     assert (last.strategy, last.flat()["fedprox.proximal-weight"]) == ("fedprox", 0.1)
     assert parsed.runs[0].config.train.momentum == 0.5
-    assert (parsed.methods, parsed.settings) == (["sync", "prox"], ["iid", "skewed"])
+    assert (parsed.methods, parsed.settings) == (("sync", "prox"), ("iid", "skewed"))
 
 
 def test_without_settings_and_seeds_a_suite_has_one_run_per_method() -> None:
     assert [run.config.name for run in suite().runs] == ["sync-seed0", "prox-seed0"]
-    assert suite().settings == [""]
+    assert suite().settings == ("",)
 
 
 def test_a_method_takes_the_place_of_the_base() -> None:
@@ -73,9 +77,112 @@ def test_a_method_takes_the_place_of_the_base() -> None:
     assert [run.config.train.learning_rate for run in parsed.runs] == [0.1, 0.5]
 
 
-def test_candidates_are_told_by_their_group() -> None:
-    methods = [{**METHODS[0], "choose": "averaging"}, METHODS[1]]
-    assert parse_suite({"name": "s", "methods": methods}).choices == {"sync": "averaging"}
+GRID: dict[str, object] = {
+    "label": "avg",
+    "strategy": "fedavg",
+    "grid": {"train.learning-rate": [0.01, 0.1], "train": {"local-epochs": [1, 5]}},
+}
+
+
+def test_every_combination_of_a_grid_is_a_candidate() -> None:
+    parsed = suite(
+        methods=[METHODS[0], GRID],
+        settings=SETTINGS,
+        seeds=[0, 7],
+        tuning={"setting": "skewed", "seeds": [7]},
+    )
+    (tuning,) = parsed.tunings
+    assert (tuning.method, tuning.setting, tuning.seeds) == ("avg", "skewed", (7,))
+    assert [candidate.keys for candidate in tuning.candidates] == [
+        {"train.learning-rate": rate, "train.local-epochs": epochs}
+        for rate in (0.01, 0.1)
+        for epochs in (1, 5)
+    ]
+    last = tuning.candidates[-1]
+    assert last.text == "learning-rate=0.1 local-epochs=5"
+    (trial,) = last.trials
+    assert trial.name == "tuning/avg-skewed-learning-rate0.1-local-epochs5-seed7"
+    assert trial.folder == parsed.folder / trial.name
+    names = ["avg-iid-seed0", "avg-skewed-seed0", "avg-iid-seed7", "avg-skewed-seed7"]
+    for candidate in tuning.candidates:
+        assert [run.name for run in candidate.finals] == names
+        for run in (*candidate.trials, *candidate.finals):
+            train = run.config.train
+            given = {"train.learning-rate": train.learning_rate}
+            assert {**given, "train.local-epochs": train.local_epochs} == candidate.keys
+    assert trial.config.identity() == last.finals[-1].config.identity()
+    assert [run.name for run in parsed.runs] == [name.replace("avg", "sync") for name in names]
+    assert parsed.num_runs == 4 + 4 + 4
+    first = [run.name for run in parsed.final_runs([last])][:4]
+    assert first == ["sync-iid-seed0", "avg-iid-seed0", "sync-skewed-seed0", "avg-skewed-seed0"]
+    assert [run.name for run in parsed.final_runs([])] == [run.name for run in parsed.runs]
+
+
+def test_each_setting_may_tune_on_its_own() -> None:
+    parsed = suite(methods=[GRID], settings=SETTINGS, tuning={"setting": "each"})
+    assert [(t.setting, t.settings) for t in parsed.tunings] == [
+        ("iid", ("iid",)),
+        ("skewed", ("skewed",)),
+    ]
+    for tuning in parsed.tunings:
+        for candidate in tuning.candidates:
+            assert {run.setting for run in (*candidate.trials, *candidate.finals)} == {
+                tuning.setting
+            }
+
+
+def test_candidates_run_under_all_seeds_where_none_are_given() -> None:
+    (tuning,) = suite(methods=[GRID], tuning={}, seeds=[0, 1]).tunings
+    assert tuning.seeds == (0, 1)
+    assert [run.name for run in tuning.candidates[0].trials] == [
+        f"tuning/avg-learning-rate0.01-local-epochs1-seed{seed}" for seed in (0, 1)
+    ]
+
+
+def labels_of(grid: Mapping[str, list[object]], strategy: str) -> list[str]:
+    methods = [{"label": "m", "strategy": strategy, "grid": grid}]
+    (tuning,) = suite(methods=methods, tuning={}).tunings
+    return [candidate.label for candidate in tuning.candidates]
+
+
+def test_keys_of_one_tail_are_told_apart_by_their_sections() -> None:
+    grid: dict[str, list[object]] = {"feddm.learning-rate": [1], "mosaic.learning-rate": [0.5]}
+    assert labels_of(grid, "feddm") == ["feddm.learning-rate1-mosaic.learning-rate0.5"]
+
+
+def test_values_that_name_no_folder_are_told_apart_by_a_hash() -> None:
+    sources: list[object] = ["folder:a/b", "folder:a_b", "digits"]
+    labels = labels_of({"data.source": sources}, "fedavg")
+    assert labels[2] == "sourcedigits"
+    assert len(set(labels)) == 3
+    assert all(label.startswith("sourcefolder_a_b-") for label in labels[:2])
+    assert labels == labels_of({"data.source": sources}, "fedavg")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["train.learning-rate", "train.momentum", "train.weight-decay"]),
+        st.lists(st.floats(1e-9, 0.99), min_size=1, max_size=3, unique=True),
+        min_size=1,
+    )
+)
+def test_labels_of_candidates_are_unique_and_legal(grid: dict[str, list[object]]) -> None:
+    labels = labels_of(grid, "fedavg")
+    assert len(set(labels)) == len(labels) == math.prod(map(len, grid.values()))
+    assert all(re.fullmatch(r"[A-Za-z0-9_.=+-]{1,80}", label) for label in labels)
+
+
+def test_a_bad_value_of_a_grid_is_told_with_its_table() -> None:
+    grid = {"train.learning-rate": [0.1, -1], "train.local-epochs": [1, 2]}
+    found = problems_of({"methods": [{**GRID, "grid": grid}], "tuning": {}, "seeds": [0, 1]})
+    (problem,) = found.values()
+    assert str(problem) == "methods.avg.grid.train.learning-rate=-1: must be a number above 0"
+
+
+def test_a_target_accuracy() -> None:
+    assert suite().target_accuracy is None
+    assert suite(**{"target-accuracy": 0.9}).target_accuracy == 0.9
+    assert suite(**{"target-accuracy": 1}).target_accuracy == 1.0
 
 
 def test_a_run_that_sends_raw_images_says_so_in_its_title() -> None:
@@ -128,7 +235,63 @@ def test_every_problem_of_every_run_is_told_at_once_with_its_table() -> None:
         ({"methods": METHODS, "base": 3}, "base", "table"),
         ({"methods": ["fedavg"]}, "methods number 1", "table"),
         ({"methods": [{**METHODS[0], "runs": "x"}]}, "methods.sync.runs", "[base]"),
-        ({"methods": [{**METHODS[0], "choose": 1}]}, "methods.sync.choose", "text"),
+        ({"methods": [{**METHODS[0], "choose": "x"}]}, "methods.sync.choose", "no such key"),
+        ({"methods": METHODS, "target-accuracy": 90}, "target-accuracy", "at most 1"),
+        ({"methods": METHODS, "target-accuracy": 0}, "target-accuracy", "above 0"),
+        ({"methods": METHODS, "target-accuracy": True}, "target-accuracy", "share"),
+        ({"methods": METHODS, "tuning": {}}, "tuning", "no method has a grid"),
+        ({"methods": [GRID]}, "tuning", "avg has a grid; say where"),
+        ({"methods": [GRID], "tuning": 3}, "tuning", "table"),
+        ({"methods": [GRID], "tuning": {"sets": 1}}, "tuning.sets", "setting and seeds"),
+        ({"methods": [GRID], "tuning": {"seeds": [1]}}, "tuning.seeds", "the suite's: 0"),
+        ({"methods": [GRID], "tuning": {"seeds": []}}, "tuning.seeds", "distinct"),
+        ({"methods": [GRID], "tuning": {"setting": "x"}}, "tuning.setting", "no [[settings]]"),
+        (
+            {"methods": [GRID], "settings": SETTINGS, "tuning": {}},
+            "tuning.setting",
+            "one of iid, skewed, or each",
+        ),
+        (
+            {"methods": [GRID], "settings": [{"label": "each"}], "tuning": {"setting": "each"}},
+            "settings: label",
+            "another label",
+        ),
+        ({"methods": [{**GRID, "grid": 3}], "tuning": {}}, "methods.avg.grid", "table"),
+        ({"methods": [{**GRID, "grid": {}}], "tuning": {}}, "methods.avg.grid", "empty"),
+        (
+            {"methods": [{**GRID, "grid": {"rounds": 3}}], "tuning": {}},
+            "methods.avg.grid.rounds",
+            "list of the values",
+        ),
+        (
+            {"methods": [{**GRID, "grid": {"seed": [3]}}], "tuning": {}},
+            "methods.avg.grid.seed",
+            "leave it out",
+        ),
+        (
+            {"methods": [{**GRID, "rounds": 3, "grid": {"rounds": [3]}}], "tuning": {}},
+            "methods.avg.grid.rounds",
+            "the method gives it too",
+        ),
+        (
+            {
+                "methods": [{**GRID, "grid": {"partition.alpha": [1.0]}}],
+                "settings": [SETTINGS[1]],
+                "tuning": {"setting": "skewed"},
+            },
+            "methods.avg.grid.partition.alpha",
+            "settings.skewed gives it too",
+        ),
+        (
+            {"methods": [{**GRID, "grid": {"train.momentum": [0.5, "0.5"]}}], "tuning": {}},
+            "methods.avg.grid",
+            "same configuration as momentum=0.5",
+        ),
+        (
+            {"methods": [{**METHODS[0], "label": "a" * 200}]},
+            "label",
+            "at most 200 characters",
+        ),
         (
             {"methods": METHODS, "settings": [{"label": "x", "train.momentum": 0.1}]},
             "methods.sync.train.momentum",
@@ -177,16 +340,17 @@ def test_states(tmp_path: Path) -> None:
     identity = run.config.identity()
     assert run.state() == "todo"
     run.folder.mkdir(parents=True)
-    assert run.state() == "incomplete"
+    assert run.state() == "damaged"
     (run.folder / "run.json").write_text("{")
-    assert run.state() == "incomplete"
+    assert run.state() == "damaged"
     for status in ("running", "failed", "interrupted"):
         record(run.folder, status=status, identity=identity)
         assert run.state() == "incomplete"
     record(run.folder, status="complete", identity=identity)
     assert run.state() == "done"
-    record(run.folder, status="complete", identity="another")
-    assert run.state() == "outdated"
+    for status in ("complete", "interrupted"):
+        record(run.folder, status=status, identity="another")
+        assert run.state() == "outdated"
 
 
 def test_where_clients_run_does_not_make_a_run_outdated(tmp_path: Path) -> None:
@@ -222,8 +386,8 @@ def test_predictions_come_in_the_order_of_the_runs() -> None:
 
 
 def test_run_folders_in_a_folder_leave_out_those_moved_aside(tmp_path: Path) -> None:
-    for name in ("b", "a", "a.incomplete-1", "a.outdated-2"):
-        (tmp_path / name).mkdir()
+    for name in ("b", "a", "a.incomplete-1", "a.outdated-2", "b.damaged-1", "tuning/a-x-seed0"):
+        (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
     (tmp_path / "no-run").mkdir()
     assert run_folders(tmp_path) == [tmp_path / "a", tmp_path / "b"]

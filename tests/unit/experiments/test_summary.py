@@ -1,4 +1,4 @@
-"""The summary of a suite: means over seeds, and a choice that sees validation only."""
+"""The summary of a suite: means over seeds, what was tuned, and the cost of the target."""
 
 from __future__ import annotations
 
@@ -6,42 +6,27 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from core.records import EvaluationRecord, RoundRecord, RunFolder
-from experiments.suite import SuiteResult, SuiteRun, parse_suite
+from core.records import RoundRecord, RunFolder
+from experiments.execution import SuiteResult
+from experiments.suite import SuiteRun, parse_suite
 from experiments.summary import Cell, summarise, to_json, to_text
+from experiments.tuning import Trial, Tried, Tuned
 from report.loading import LoadedRun
+from tests.unit.experiments.conftest import round_record
 
-Accuracies = Mapping[tuple[str, int], tuple[float, float]]
-"""Validation and test accuracy of a method's run under a seed."""
-
-
-def evaluation(accuracy: float) -> EvaluationRecord:
-    return EvaluationRecord(
-        num_examples=10,
-        loss=1.0,
-        accuracy=accuracy,
-        macro_f1=accuracy,
-        per_class_accuracy=[accuracy, accuracy],
-        confusion=[[5, 0], [0, 5]],
-    )
+Tests = Mapping[tuple[str, int], tuple[float, ...]]
+"""Test accuracy of a method's run under a seed, by round from 1; validation is 0.01 less."""
 
 
-def loaded(run: SuiteRun, validation: float, test: float) -> LoadedRun:
-    record = RoundRecord(
-        round=1,
-        validation=evaluation(validation),
-        test=evaluation(test),
-        client_accuracy=[test],
-        worst_client_accuracy=test,
-        bytes_down=1000,
-        bytes_up=2000,
-        clients=[],
-        server={},
-        seconds={"client_sum": 1.0, "server": 1.0, "elapsed": 2.0},
-    )
+def loaded(run: SuiteRun, tests: tuple[float, ...]) -> LoadedRun:
+    rounds: list[RoundRecord] = [
+        round_record(number, test - 0.01, test, bytes_up=1000 * number)
+        for number, test in enumerate(tests, start=1)
+    ]
     return LoadedRun(
         folder=RunFolder(Path(run.config.name)),
         name=run.config.name,
@@ -53,46 +38,48 @@ def loaded(run: SuiteRun, validation: float, test: float) -> LoadedRun:
         environment={},
         partition=None,
         privacy=None,
-        rounds=(record,),
+        rounds=tuple(rounds),
         class_names=("0", "1"),
     )
 
 
-def result(accuracies: Accuracies) -> SuiteResult:
-    """A suite of one plain method, one that sends raw images and three candidates."""
+def result(tests: Tests, **tables: object) -> SuiteResult:
+    """A plain method, one that sends raw images, and one of which the second candidate won."""
     suite = parse_suite(
         {
             "name": "s",
             "seeds": [0, 1],
+            "tuning": {"seeds": [1]},
             "methods": [
                 {"label": "dm", "strategy": "feddm"},
                 {"label": "raw", "strategy": "real-images"},
-                *(
-                    {"label": f"avg{n}", "strategy": "fedavg", "choose": "avg", "rounds": n}
-                    for n in (1, 2, 3)
-                ),
+                {"label": "avg", "strategy": "fedavg", "grid": {"train.learning-rate": [1, 2]}},
             ],
+            **tables,
         }
     )
-    runs = [
-        (run, loaded(run, *accuracies[run.method, run.config.seed]))
-        for run in suite.runs
-        if (run.method, run.config.seed) in accuracies
+    (tuning,) = suite.tunings
+    tried = [
+        Tried(candidate, (Trial(validation),))
+        for candidate, validation in zip(tuning.candidates, (0.7, 0.8), strict=True)
     ]
-    return SuiteResult(suite, tuple(runs), (), None)
+    runs = [
+        (run, loaded(run, tests[run.method, run.config.seed]))
+        for run in suite.final_runs([tuning.candidates[1]])
+        if (run.method, run.config.seed) in tests
+    ]
+    return SuiteResult(
+        suite, (Tuned(tuning, tuple(tried)),), tuple(runs), (), 0, report=None, comparison=()
+    )
 
 
-COMPLETE: Accuracies = {
-    ("dm", 0): (0.5, 0.40),
-    ("dm", 1): (0.5, 0.44),
-    ("raw", 0): (0.5, 0.3),
-    ("raw", 1): (0.5, 0.3),
-    ("avg1", 0): (0.70, 0.99),  # best on test, and it must not matter
-    ("avg1", 1): (0.70, 0.99),
-    ("avg2", 0): (0.90, 0.123),
-    ("avg2", 1): (0.80, 0.125),
-    ("avg3", 0): (0.80, 0.55),
-    ("avg3", 1): (0.85, 0.55),
+COMPLETE: Tests = {
+    ("dm", 0): (0.3, 0.40),
+    ("dm", 1): (0.3, 0.44),
+    ("raw", 0): (0.3, 0.3),
+    ("raw", 1): (0.3, 0.3),
+    ("avg", 0): (0.2, 0.123),
+    ("avg", 1): (0.2, 0.125),
 }
 
 
@@ -100,16 +87,8 @@ def by_method(cells: list[Cell]) -> dict[str, Cell]:
     return {cell.method: cell for cell in cells}
 
 
-def test_the_best_mean_validation_accuracy_is_chosen() -> None:
-    cells = by_method(summarise(result(COMPLETE)))
-    roles = {method: cell.role for method, cell in cells.items()}
-    assert roles == {
-        "dm": "method",
-        "raw": "method",
-        "avg1": "candidate",
-        "avg2": "chosen",
-        "avg3": "candidate",
-    }
+def json_by_method(found: SuiteResult) -> dict[str, dict[str, Any]]:
+    return {value["method"]: value for value in to_json(found)}
 
 
 def test_figures_are_mean_and_sample_deviation_over_seeds() -> None:
@@ -119,54 +98,92 @@ def test_figures_are_mean_and_sample_deviation_over_seeds() -> None:
     assert row.test_accuracy.mean == pytest.approx(0.42)
     assert row.test_accuracy.std == pytest.approx(0.04 / 2**0.5)
     assert row.bytes_up is not None
-    assert (row.bytes_up.mean, row.bytes_up.std) == (2000, 0)
+    assert (row.bytes_up.mean, row.bytes_up.std) == (3000, 0)
 
 
-def test_test_figures_are_shown_of_the_chosen_candidate_only() -> None:
-    cells = summarise(result(COMPLETE))
-    text, values = to_text(cells), {value["method"]: value for value in to_json(cells)}
-    assert "12.40" in text
-    assert "99.00" not in text
-    assert "55.00" not in text
-    assert "avg2 is chosen; test figures are of the chosen candidate only" in text
-    for figure in ("test_accuracy", "worst_client_accuracy", "macro_f1"):
-        assert values["avg1"][figure] is None
-        assert values["avg2"][figure] is not None
-    assert values["avg1"]["validation_accuracy"]["mean"] == pytest.approx(0.7)
+def test_what_was_tuned_is_told() -> None:
+    found = result(COMPLETE)
+    text, values = to_text(found), json_by_method(found)
+    assert "avg, tuned on seed 1: validation accuracy after the last round, %" in text
+    assert "learning-rate=2  80.00  taken" in text
+    assert "learning-rate=1  70.00\n" in text
+    assert values["avg"]["tuned_keys"] == {"train.learning-rate": 2}
+    assert values["dm"]["tuned_keys"] is None
+    assert values["avg"]["test_accuracy"]["mean"] == pytest.approx(0.124)
+    assert values["avg"]["validation_accuracy"]["mean"] == pytest.approx(0.114)
     json.dumps(values, allow_nan=False)
 
 
-def test_a_candidate_without_all_seeds_is_not_chosen() -> None:
-    without = {slot: value for slot, value in COMPLETE.items() if slot != ("avg2", 1)}
-    cells = by_method(summarise(result(without)))
-    assert (cells["avg2"].role, cells["avg3"].role) == ("candidate", "chosen")
-    assert cells["avg2"].label == "avg2 (1 of 2 seeds)"
+def test_the_cost_of_the_target_is_that_of_the_first_round_at_or_above_it() -> None:
+    """Bytes of round r are 1000 r: to round 1 they are 1000, to round 2 3000."""
+    tests: Tests = {
+        **COMPLETE,
+        ("dm", 0): (0.3, 0.5, 0.2),
+        ("dm", 1): (0.6, 0.4, 0.2),
+        ("raw", 0): (0.5, 0.5, 0.5),
+        ("raw", 1): (0.4, 0.49, 0.4999),
+    }
+    found = result(tests, **{"target-accuracy": 0.5})
+    cells, values = by_method(summarise(found)), json_by_method(found)
+    target = cells["dm"].target
+    assert target is not None
+    assert target.seeds == (0, 1)
+    assert target.rounds is not None
+    assert target.bytes_up is not None
+    assert (target.rounds.mean, target.bytes_up.mean) == (1.5, 2000)
+    assert target.bytes_up.std == pytest.approx(1000 * 2**0.5)
+    assert values["raw"]["target"] == {
+        "test_accuracy": 0.5,
+        "seeds": [0],
+        "rounds": {"mean": 1.0, "std": None},
+        "bytes_up": {"mean": 1000.0, "std": None},
+    }
+    assert values["avg"]["target"]["rounds"] is None
+    lines = [line.split() for line in to_text(found).splitlines()]
+    assert ["to", "50%", "test", "accuracy", "rounds", "uploaded"] in lines
+    assert ["raw", "(1", "of", "2", "runs)", "1", "1.00", "kB"] in lines
+    assert ["avg", "(0", "of", "2", "runs)", "—", "—"] in lines
 
 
-def test_no_candidate_with_all_seeds_is_said() -> None:
-    without = {slot: value for slot, value in COMPLETE.items() if slot[1] == 0}
-    text = to_text(summarise(result(without)))
-    assert "avg: none is chosen, as none has all its seeds" in text
+def test_without_a_target_none_is_told() -> None:
+    found = result(COMPLETE)
+    assert all(cell.target is None for cell in summarise(found))
+    assert all(value["target"] is None for value in to_json(found))
+    assert "rounds" not in to_text(found)
 
 
-def test_of_equal_candidates_the_first_is_chosen() -> None:
-    equal = {**COMPLETE, ("avg3", 0): (0.90, 0.5), ("avg3", 1): (0.80, 0.5)}
-    cells = by_method(summarise(result(equal)))
-    assert (cells["avg2"].role, cells["avg3"].role) == ("chosen", "candidate")
+def test_a_table_for_each_setting() -> None:
+    settings = [{"label": "a"}, {"label": "b", "partition.alpha": 0.1}]
+    found = result(COMPLETE, settings=settings, tuning={"setting": "b", "seeds": [1]})
+    text = to_text(found)
+    assert "a: after the last round" in text
+    assert "b: after the last round" in text
+    assert [(cell.setting, cell.method) for cell in summarise(found)] == [
+        (setting, method) for setting in ("a", "b") for method in ("dm", "raw", "avg")
+    ]
+    assert all(len(cell.runs) == 2 for cell in summarise(found))
 
 
 def test_a_method_that_sends_raw_images_is_marked() -> None:
-    cells = summarise(result(COMPLETE))
-    assert by_method(cells)["raw"].label == "raw (not private)"
-    assert "raw (not private)" in to_text(cells)
-    assert {value["method"] for value in to_json(cells) if value["sends_raw_images"]} == {"raw"}
+    found = result(COMPLETE)
+    assert by_method(summarise(found))["raw"].label == "raw (not private)"
+    assert "raw (not private)" in to_text(found)
+    assert {value["method"] for value in to_json(found) if value["sends_raw_images"]} == {"raw"}
+
+
+def test_missing_seeds_are_marked() -> None:
+    found = result({slot: value for slot, value in COMPLETE.items() if slot != ("dm", 1)})
+    assert by_method(summarise(found))["dm"].label == "dm (1 of 2 seeds)"
+    assert json_by_method(found)["dm"]["seeds"] == [0]
 
 
 def test_a_method_whose_runs_all_failed_has_a_row_of_dashes() -> None:
-    without = {slot: value for slot, value in COMPLETE.items() if slot[0] != "dm"}
-    (line,) = [line for line in to_text(summarise(result(without))).splitlines() if "dm" in line]
+    found = result({slot: value for slot, value in COMPLETE.items() if slot[0] != "dm"})
+    (line,) = [line for line in to_text(found).splitlines() if line.startswith("dm")]
     assert line.split() == ["dm", "(0", "of", "2", "seeds)", "—", "—", "—", "—"]
+    assert "no run is complete" in to_text(result({}))
 
 
 def test_a_table_fits_eighty_columns() -> None:
-    assert max(map(len, to_text(summarise(result(COMPLETE))).splitlines())) <= 80
+    found = result(COMPLETE, **{"target-accuracy": 0.9})
+    assert max(map(len, to_text(found).splitlines())) <= 80

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ import pytest
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 
-from core.records import ClientRecord, EvaluationRecord, RoundRecord, RunFolder
+from core.records import (
+    SCHEMA_VERSION,
+    ClientRecord,
+    EvaluationRecord,
+    ReplyOutcome,
+    RoundRecord,
+    RunFolder,
+)
 from data.partition import FailedAttempt, Partition
+from report.loading import LoadedRun, load_run
 
 NUM_CLASSES = 10
 
@@ -143,8 +152,10 @@ def write_run(
     side: int = 8,
     images_per_class: int = 2,
     class_names: list[str] | None = None,
-    client_failures: Mapping[tuple[int, int], str] | None = None,
+    client_failures: Mapping[tuple[int, int], tuple[ReplyOutcome, str]] | None = None,
+    evaluate_every: int = 1,
     started: str = "2026-03-01T09:00:00+00:00",
+    resumed: list[Mapping[str, Any]] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a run folder with plausible figures.
@@ -162,8 +173,10 @@ def write_run(
         side: Pixels of an image's side; 8 is one channel, others are three.
         images_per_class: Images sent of each class a client holds.
         class_names: As in run.json; left out if None.
-        client_failures: Reason by (round, client).
+        client_failures: Outcome and reason by (round, client).
+        evaluate_every: Rounds between evaluations; the last planned is always evaluated.
         started: As in run.json.
+        resumed: As in run.json; left out if None.
         settings: Configuration keys on top of the defaults.
     """
     accuracy, pace, client_bytes, sent = KINDS.get(strategy, (0.6, 4.0, 5_000, "none"))
@@ -204,7 +217,7 @@ def write_run(
     }
     folder.write_json("privacy", {"guarantee": "none", "images_sent": sent, "text": privacy[sent]})
     run = {
-        "schema": 1, "name": name, "status": status, "failure": failure,
+        "schema": SCHEMA_VERSION, "name": name, "status": status, "failure": failure,
         "command": f"tessera run strategy={strategy} rounds={rounds} seed={seed} "
         "partition.scheme=dirichlet partition.alpha=0.01 partition.clients=10",
         "started": started, "ended": None if status == "running" else started,
@@ -212,6 +225,8 @@ def write_run(
     }  # fmt: skip
     if class_names:
         run["class_names"] = class_names
+    if resumed is not None:
+        run["resumed"] = resumed
     folder.write_json("run", run)
     elapsed = 0.0
     shift = rng.normal(0, 0.012)
@@ -224,24 +239,29 @@ def write_run(
         spent = rng.uniform(0.8, 1.2, 5) * [9, 1.4, 0.8, 0.1, 5.5]
         seconds = dict(zip(parts, spent.tolist(), strict=True))
         elapsed += seconds["wall"] if number else 0.2
-        records = [
-            ClientRecord(
-                partition_id=client,
-                bytes_down=1_280_000 if sent != "raw" else 40,
-                bytes_up=0 if (client_failures or {}).get((number, client)) else client_bytes,
-                failure=(client_failures or {}).get((number, client)),
-                metrics={"num_examples": float(len(partition.clients[client]))},
+        records = []
+        for client in range(clients if number and strategy != "centralized" else 0):
+            failed = (client_failures or {}).get((number, client))
+            outcome: ReplyOutcome = failed[0] if failed else "counted"
+            records.append(
+                ClientRecord(
+                    partition_id=client,
+                    bytes_down=1_280_000 if sent != "raw" else 40,
+                    bytes_up=client_bytes if outcome == "counted" else 0,
+                    outcome=outcome,
+                    failure=failed[1] if failed else None,
+                    metrics={"num_examples": float(len(partition.clients[client]))},
+                )
             )
-            for client in range(clients if number and strategy != "centralized" else 0)
-        ]
+        judged = number % evaluate_every == 0 or number == rounds
         expected = shares @ np.array(test.per_class_accuracy, dtype=float)
         folder.append_round(
             RoundRecord(
                 round=number,
-                validation=_evaluation(level, rng, 12, num_classes),
-                test=test,
-                client_accuracy=expected.tolist(),
-                worst_client_accuracy=float(expected.min()),
+                validation=_evaluation(level, rng, 12, num_classes) if judged else None,
+                test=test if judged else None,
+                client_accuracy=expected.tolist() if judged else None,
+                worst_client_accuracy=float(expected.min()) if judged else None,
                 bytes_down=sum(record.bytes_down for record in records),
                 bytes_up=sum(record.bytes_up for record in records),
                 clients=records,
@@ -254,6 +274,38 @@ def write_run(
                 folder, number, partition, images, labels, images_per_class, sent == "raw"
             )
     return folder.path
+
+
+def judged_as(
+    path: Path,
+    *,
+    test: Sequence[float | None],
+    validation: Sequence[float | None] | None = None,
+    bytes_up: int = 10,
+    client_s: float = 2.0,
+) -> LoadedRun:
+    """Load a run after writing accuracies and costs of our own into its records.
+
+    Args:
+        path: The run folder, changed in place.
+        test: Test accuracy of each round; None where a round is not evaluated.
+        validation: Likewise on validation; as on test by default.
+        bytes_up: Bytes that all clients send in each round but the first.
+        client_s: Client seconds of each round but the first.
+    """
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    for record, tested, validated in zip(lines, test, validation or test, strict=True):
+        started = record["round"] > 0
+        for split, accuracy in (("test", tested), ("validation", validated)):
+            if accuracy is None:
+                record[split] = None
+            else:
+                record[split]["accuracy"] = accuracy
+        record["bytes_up"] = bytes_up * started
+        record["bytes_down"] = 3 * bytes_up * started
+        record["seconds"] |= {"client_sum": client_s * started, "server": 0.5 * started}
+    (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return load_run(path)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from report import figures
+from report.curves import curve
 from report.loading import load_runs
 from report.methods import Method, compare
 
@@ -33,6 +34,7 @@ def every_figure(methods: tuple[Method, ...]) -> list[figures.Figure]:
     found = [
         figures.accuracy_by_round(methods),
         figures.accuracy_by_bytes(methods),
+        figures.accuracy_by_client_time(methods),
         figures.accuracy_by_time(methods),
         figures.client_accuracy(methods),
     ]
@@ -50,37 +52,15 @@ def test_plotly_accepts_every_figure(methods: tuple[Method, ...]) -> None:
         json.dumps(figure, allow_nan=False)
 
 
-def test_a_curve_is_the_mean_of_its_seeds(methods: tuple[Method, ...]) -> None:
-    method = methods[0]
-    curve = figures.curve(method)
-    accuracy = np.array(
-        [[record.test.accuracy for record in run.rounds if record.test] for run in method.runs]
-    )
-    sent = np.array([[record.bytes_up for record in run.rounds] for run in method.runs])
-    elapsed = np.array([[r.seconds["elapsed"] for r in run.rounds] for run in method.runs])
-    assert curve.rounds == [0, 1, 2, 3, 4]
-    np.testing.assert_allclose(curve.accuracy, accuracy.mean(axis=0))
-    np.testing.assert_allclose(curve.lowest, accuracy.min(axis=0))
-    np.testing.assert_allclose(curve.highest, accuracy.max(axis=0))
-    np.testing.assert_allclose(curve.bytes_up, sent.cumsum(axis=1).mean(axis=0))
-    np.testing.assert_allclose(curve.elapsed_s, elapsed.mean(axis=0))
-
-
-def test_a_curve_keeps_to_rounds_that_every_seed_evaluated(make_run: MakeRun) -> None:
-    paths = [make_run("feddm", s, rounds=9, done=d, status="running") for s, d in ((0, 5), (1, 3))]
-    (method,) = methods_of(paths)
-    assert figures.curve(method).rounds == [0, 1, 2, 3]
-
-
-def test_a_curve_before_any_evaluation_is_empty(make_run: MakeRun) -> None:
+def test_nothing_is_drawn_before_any_evaluation(make_run: MakeRun) -> None:
     path = make_run(status="running", done=0)
     (path / "rounds.jsonl").unlink()
     methods = methods_of([path])
-    assert figures.curve(methods[0]).rounds == []
     assert figures.confusion(methods[0], ()) is None
     for figure in (
         figures.accuracy_by_round(methods),
         figures.accuracy_by_bytes(methods),
+        figures.accuracy_by_client_time(methods),
         figures.accuracy_by_time(methods),
         figures.client_accuracy(methods),
     ):
@@ -92,34 +72,36 @@ def test_every_line_shows_the_percentages_of_its_curve(methods: tuple[Method, ..
     drawn = lines(figures.accuracy_by_round(methods))
     assert list(drawn) == [method.label for method in methods]
     for method in methods:
-        curve = figures.curve(method)
-        assert drawn[method.label]["x"] == curve.rounds
-        np.testing.assert_allclose(drawn[method.label]["y"], np.array(curve.accuracy) * 100)
+        means = curve(method.runs)
+        assert drawn[method.label]["x"] == means.rounds
+        np.testing.assert_allclose(drawn[method.label]["y"], np.array(means.accuracy) * 100)
 
 
 def test_several_seeds_have_a_band_and_one_has_none(make_run: MakeRun) -> None:
     several = methods_of([make_run("feddm", seed, rounds=3) for seed in (0, 1)])
     band, line = figures.accuracy_by_round(several)["data"]
-    curve = figures.curve(several[0])
-    np.testing.assert_allclose(band["y"][:4], np.array(curve.highest) * 100)
-    np.testing.assert_allclose(band["y"][4:], np.array(curve.lowest[::-1]) * 100)
+    means = curve(several[0].runs)
+    np.testing.assert_allclose(band["y"][:4], np.array(means.highest) * 100)
+    np.testing.assert_allclose(band["y"][4:], np.array(means.lowest[::-1]) * 100)
     assert line["x"] == [0, 1, 2, 3]
     one = methods_of([make_run("feddm", 5, rounds=3)])
     assert len(figures.accuracy_by_round(one)["data"]) == 1
 
 
 def test_a_method_has_one_colour_in_all_plots(methods: tuple[Method, ...]) -> None:
-    by_round, by_bytes, by_time = (
+    by_round, by_bytes, by_client_time, by_time = (
         {name: trace["line"]["color"] for name, trace in lines(figure).items()}
         for figure in (
             figures.accuracy_by_round(methods),
             figures.accuracy_by_bytes(methods),
+            figures.accuracy_by_client_time(methods),
             figures.accuracy_by_time(methods),
         )
     )
     assert len(set(by_round.values())) == len(methods)
     assert by_time == by_round
     assert by_bytes.items() <= by_round.items()
+    assert by_client_time == by_round
     assert {"local", "centralized"} == by_round.keys() - by_bytes.keys()
     dots = figures.client_accuracy(methods)["data"][::2]
     assert [trace["marker"]["color"] for trace in dots] == list(by_round.values())
@@ -136,7 +118,7 @@ def test_raw_images_are_dashed_and_say_that_they_are_not_private(
 
 def test_methods_that_upload_nothing_are_horizontal_lines(methods: tuple[Method, ...]) -> None:
     layout = figures.accuracy_by_bytes(methods)["layout"]
-    levels = [100 * figures.curve(method).accuracy[-1] for method in methods[3:]]
+    levels = [100 * curve(method.runs).accuracy[-1] for method in methods[3:]]
     assert [shape["y0"] for shape in layout["shapes"]] == levels
     assert [shape["y1"] for shape in layout["shapes"]] == levels
     texts = [annotation["text"] for annotation in layout["annotations"]]

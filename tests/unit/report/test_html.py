@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -17,6 +18,7 @@ from report.html import write_report
 from report.loading import load_runs
 from report.methods import compare
 from report.tables import result_rows, to_csv, to_markdown
+from tests.unit.report.conftest import judged_as
 
 MakeRun = Callable[..., Path]
 
@@ -136,7 +138,7 @@ def test_hostile_names_are_shown_and_not_obeyed(make_run: MakeRun, tmp_path: Pat
         status="failed",
         failure=attack,
         class_names=[attack, "<script>dog"],
-        client_failures={(1, 3): attack},
+        client_failures={(1, 3): ("refused", attack)},
     )
     (run / "privacy.json").write_text(
         json.dumps({"guarantee": attack, "images_sent": "raw", "text": attack})
@@ -174,7 +176,10 @@ def test_a_run_in_progress_and_a_failed_one_are_shown(make_run: MakeRun, tmp_pat
         make_run("feddm", rounds=8, done=3, status="running"),
         make_run(
             "fedavg", rounds=8, done=2, status="failed", failure="3 of 10 clients answered",
-            client_failures={(1, 2): "timed out", (1, 5): "timed out", (2, 4): "NaN in images"},
+            client_failures={
+                (1, 2): ("late", "timed out"), (1, 5): ("late", "timed out"),
+                (2, 4): ("refused", "NaN in images"),
+            },
         ),
         make_run("local", rounds=8, done=4, status="interrupted"),
         empty,
@@ -184,9 +189,9 @@ def test_a_run_in_progress_and_a_failed_one_are_shown(make_run: MakeRun, tmp_pat
     assert "failed at round 2 of 8: 3 of 10 clients answered" in page.prose
     assert "was interrupted at round 4 of 8." in page.prose
     assert "feddm (unfinished)" in page.prose
-    failures = page.prose.split("Clients whose reply was not counted.")[1]
-    assert "0 1 2, 5 timed out" in failures
-    assert "0 2 4 NaN in images" in failures
+    failures = page.prose.split("Who, when and why")[1]
+    assert "0 2, 5 1 late 2 timed out" in failures
+    assert "0 4 2 refused 1 NaN in images" in failures
     assert "No statement is on record" in page.prose
 
 
@@ -205,6 +210,76 @@ def test_there_is_no_section_of_failures_without_any(
     three_methods: list[Path], tmp_path: Path
 ) -> None:
     assert 'id="failures"' not in report(three_methods, tmp_path)
+
+
+def test_outcomes_are_counted_and_surplus_is_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run(
+        "fedavg", rounds=2, clients=4,
+        client_failures={(1, 0): ("surplus", "closed early"), (2, 1): ("dropped", "dropped out")},
+    )  # fmt: skip
+    section = Page(report([path], tmp_path)).prose.partition("What came of every request")[2]
+    counts, _, who = section.partition("Who, when and why")
+    assert "Asked Counted Dropped Surplus fedavg 8 6 1 1" in counts
+    assert "Surplus is no failure" in counts
+    assert "0 1 2 dropped 1 dropped out" in who
+    assert "closed early" not in who
+
+
+def test_surplus_alone_is_no_failure(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("fedavg", rounds=1, client_failures={(1, 0): ("surplus", "closed early")})
+    assert 'id="failures"' not in report([path], tmp_path)
+
+
+def test_images_that_are_gone_are_said(make_run: MakeRun, tmp_path: Path) -> None:
+    paths = [make_run("feddm", rounds=2), make_run("real-images", rounds=2)]
+    shutil.rmtree(paths[0] / "tesserae")
+    prose = Page(report(paths, tmp_path)).prose
+    assert (
+        f"feddm: its clients sent images, and none of them can be shown. {paths[0].name}" in prose
+    )
+    assert "Each pair is an image sent" in prose
+    shutil.rmtree(paths[1] / "tesserae")
+    page = Page(report(paths, tmp_path))
+    assert "real-images (not private): its clients sent images" in page.prose
+    assert "Each pair is an image sent" not in page.prose
+    assert "#images" in [attrs.get("href") for _, attrs in page.tags]
+
+
+def test_a_resumed_run_says_after_which_round_and_when(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run(
+        "fedavg",
+        rounds=5,
+        resumed=[
+            {"after_round": 1, "at": "2026-11-21T10:00:00+00:00"},
+            {"after_round": 3, "at": "2026-11-22T01:30:00+02:00"},
+        ],
+    )
+    prose = Page(report([path, make_run("local", rounds=5)], tmp_path)).prose
+    resumed = (
+        "resumed after round 1 (2026-11-21 10:00 UTC) and after round 3 (2026-11-21 23:30 UTC)"
+    )
+    assert f"{path.name}, complete, {resumed}" in prose
+    assert prose.count("resumed") == 1
+
+
+def test_an_attack_is_marked_wherever_the_method_appears(make_run: MakeRun, tmp_path: Path) -> None:
+    attack = {"attack.kind": "scale", "attack.fraction": 0.2, "attack.factor": 10.0}
+    paths = [make_run("fedavg", rounds=2, settings=attack), make_run("feddm", rounds=2)]
+    prose = Page(report(paths, tmp_path)).prose
+    for path in paths:
+        prose = prose.replace(path.name, "").replace("strategy=fedavg", "")
+    # The row `strategy` of the settings repeats the bare name.
+    assert len(re.findall(r"fedavg(?! \(attack: scale x10, 20% of clients\))", prose)) == 1
+    assert "Malicious clients took part (scale x10, 20% of clients)." in prose
+    assert "feddm (attack" not in prose
+
+
+def test_the_best_round_stands_beside_the_final_one(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("feddm", rounds=4)
+    judged_as(path, test=[0.1, 0.2, 0.3, 0.4, 0.5], validation=[0.1, 0.5, 0.9, 0.9, 0.3])
+    prose = Page(report([path], tmp_path)).prose
+    row = re.search(r"feddm 0 50\.00 [\d.]+ [\d.]+ (\S+) (\S+) .*? 4 ", prose)
+    assert row is not None and row.groups() == ("30.00", "2")
 
 
 def test_what_is_left_out_is_said(make_run: MakeRun, tmp_path: Path) -> None:
@@ -251,7 +326,7 @@ def test_every_figure_has_its_place(three_methods: list[Path], tmp_path: Path) -
     places = {attrs["id"] for _, attrs in page.tags if "plot" in (attrs.get("class") or "").split()}
     drawn = {attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs}
     assert drawn == places
-    assert len(drawn) == 3 + 3 + 1 + 3
+    assert len(drawn) == 4 + 3 + 1 + 3
 
 
 def test_equal_records_give_equal_pages(three_methods: list[Path], tmp_path: Path) -> None:

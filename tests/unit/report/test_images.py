@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from report.images import Gallery, galleries
+from report.images import Gallery, galleries, without_images
 from report.loading import load_runs, read_tesserae
 from report.methods import compare
 
@@ -92,3 +93,18 @@ def test_the_budget_is_kept_and_what_is_left_out_is_said(make_run: MakeRun) -> N
 
 def test_a_run_that_kept_no_images_has_no_gallery(make_run: MakeRun) -> None:
     assert galleries_of([make_run("fedavg", rounds=1)]) == []
+
+
+def test_images_that_were_sent_and_are_gone_are_told_apart_from_none(make_run: MakeRun) -> None:
+    paths = [make_run(name, seed, rounds=1) for name in ("feddm", "fedavg") for seed in (0, 1)]
+    methods = compare(load_runs(paths)).methods
+    assert without_images(methods) == []
+    shutil.rmtree(paths[0] / "tesserae")
+    assert without_images(methods) == []  # the other seed's are shown
+    shutil.rmtree(paths[1] / "tesserae")
+    assert without_images(methods) == [(methods[0], methods[0].runs)]
+
+
+def test_a_run_that_has_not_sent_yet_misses_nothing(make_run: MakeRun) -> None:
+    path = make_run("feddm", rounds=4, done=0, status="running")
+    assert without_images(compare(load_runs([path])).methods) == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from core.config import RunConfig
 from core.errors import RecordError
 from core.records import RunFolder
-from report.loading import load_run, load_runs, read_tesserae
+from report.loading import Resumption, load_run, load_runs, read_tesserae
+from report.methods import compare
 
 MakeRun = Callable[..., Path]
 
@@ -39,6 +42,84 @@ def test_loads_what_was_written(make_run: MakeRun) -> None:
     assert run.environment["cpu.model"] == "AMD EPYC 7B13"
     assert run.environment["gpus"] == "none"
     assert run.finished and not run.sends_raw_images
+
+
+def as_schema_1(path: Path) -> None:
+    """Make a run folder what the version before outcomes, cohorts, faults and attacks wrote."""
+    edit_json(path / "run.json", schema=1)
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    for record in lines:
+        record["schema"] = 1
+        for client in record["clients"]:
+            del client["outcome"]
+    (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_run_of_schema_1_is_read(make_run: MakeRun) -> None:
+    failures = {(1, 2): ("failed", "gave up"), (2, 5): ("failed", "no reply")}
+    path = make_run("fedavg", rounds=2, client_failures=failures)
+    newer = load_run(path)
+    as_schema_1(path)
+    older = load_run(path)
+    assert older.rounds == newer.rounds
+    outcomes = {
+        (record.round, client.partition_id): (client.outcome, client.failure)
+        for record in older.rounds
+        for client in record.clients
+        if client.outcome != "counted"
+    }
+    assert outcomes == failures
+    assert older.config["attack.kind"] == "none" and older.attack is None
+    assert older.config["cohort.size"] == 0 and older.config["faults.dropout-rate"] == 0.0
+
+
+def test_an_older_run_and_a_newer_of_equal_settings_are_one_method(make_run: MakeRun) -> None:
+    new_keys = {
+        key: value
+        for key, value in RunConfig().flat().items()
+        if key.partition(".")[0] in {"cohort", "faults", "attack"}
+    }
+    older, newer = (
+        make_run("fedavg", 0, rounds=1),
+        make_run("fedavg", 1, rounds=1, settings=new_keys),
+    )
+    as_schema_1(older)
+    (method,) = compare(load_runs([older, newer])).methods
+    assert method.seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "attack"),
+    [
+        ({}, None),
+        ({"attack.kind": "none", "attack.fraction": 0.2, "attack.factor": 10.0}, None),
+        (
+            {"attack.kind": "scale", "attack.fraction": 0.2, "attack.factor": 10.0},
+            "scale x10, 20% of clients",
+        ),
+        (
+            {"attack.kind": "sign-flip", "attack.fraction": 0.125, "attack.factor": 10.0},
+            "sign-flip, 12.5% of clients",
+        ),
+    ],
+)
+def test_an_attack_is_told_in_words(
+    make_run: MakeRun, settings: dict[str, Any], attack: str | None
+) -> None:
+    assert load_run(make_run(rounds=1, settings=settings)).attack == attack
+
+
+def test_an_attack_without_its_share_is_refused(make_run: MakeRun) -> None:
+    path = make_run(rounds=1, settings={"attack.kind": "scale", "attack.factor": 2.0})
+    with pytest.raises(RecordError, match=r"config\.json has attack\.fraction=None"):
+        load_run(path)
+
+
+def test_resumptions_are_read(make_run: MakeRun) -> None:
+    at = "2026-11-21T10:00:00+00:00"
+    run = load_run(make_run(rounds=5, resumed=[{"after_round": 3, "at": at}]))
+    assert run.resumed == (Resumption(3, datetime(2026, 11, 21, 10, tzinfo=UTC)),)
+    assert load_run(make_run("fedavg", rounds=1)).resumed == ()
 
 
 def test_class_names_are_taken_from_the_run(make_run: MakeRun) -> None:
@@ -115,6 +196,8 @@ def test_a_missing_or_damaged_file_is_named(
         {"started": "yesterday"},
         {"class_names": ["just one"]},
         {"class_names": "0123456789"},
+        {"resumed": 3},
+        {"resumed": [{"at": "2026-11-21T10:00:00+00:00"}]},
     ],
 )
 def test_a_run_file_that_does_not_fit_is_named(make_run: MakeRun, changes: dict[str, Any]) -> None:
@@ -137,6 +220,8 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "test": lambda record: record.pop("test"),
     "no whole number": lambda record: record.update(round="last"),
     "its failure no text": lambda record: record["clients"][0].update(failure=["x"]),
+    "client 0 has outcome 'lost'": lambda record: record["clients"][0].update(outcome="lost"),
+    "client 0 is counted, and yet failed": lambda record: record["clients"][0].update(failure="x"),
     "round 2: 'list'": lambda record: record.update(seconds=[1]),
     "round 2: object of type 'int'": lambda record: record["test"].update(per_class_accuracy=3),
     "after round": lambda record: record.update(round=0),

@@ -97,3 +97,23 @@ def test_class_names_come_from_a_run_that_knows_them(make_run: MakeRun) -> None:
     (method,) = compare(load_runs(paths)).methods
     assert method.runs[0].class_names == ()
     assert method.class_names == tuple("0123456789")
+
+
+def test_an_attack_is_a_mark_and_no_setting(make_run: MakeRun) -> None:
+    def attack(kind: str, factor: float) -> dict[str, object]:
+        return {"attack.kind": kind, "attack.fraction": 0.2, "attack.factor": factor}
+
+    paths = [
+        make_run("fedavg", rounds=1, name="a", settings=attack("none", 10.0)),
+        make_run("fedavg", rounds=1, name="b", settings=attack("scale", 10.0)),
+        make_run("fedavg", rounds=1, name="c", settings=attack("scale", 2.0)),
+        make_run("real-images", rounds=1, settings=attack("label-flip", 10.0)),
+    ]
+    assert labels(paths) == [
+        "fedavg",
+        "fedavg (attack: scale x10, 20% of clients)",
+        "fedavg (attack: scale x2, 20% of clients)",
+        "real-images (not private, attack: label-flip, 20% of clients)",
+    ]
+    differences = compare(load_runs(paths)).task_differences
+    assert differences == ("attack.factor", "attack.kind")

@@ -3,115 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from core.config import RunConfig
-from core.examples import Examples
-from core.parameters import ParameterVector, weights_of
-from core.records import EvaluationRecord
+from core.parameters import weights_of
 from core.seeds import torch_generator
 from core.wire import Record
-from strategies.base import (
-    ClientShape,
-    ClientTask,
-    ModelForm,
-    Reply,
-    ServerState,
-    ServerTask,
-    Split,
-    arrays_of,
-)
+from strategies.base import ClientShape, ModelForm, Reply, ServerState
 from strategies.centralized import Centralized
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
-from strategies.table import build_strategy, parse_config
-
-SIZES = (5, 12, 3)
-
-
-def build_linear(seed: int) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
-
-
-def client_data(partition_id: int) -> Examples:
-    generator = torch_generator(100 + partition_id)
-    inputs = torch.randn(SIZES[partition_id], 1, 2, 2, generator=generator)
-    return Examples(inputs, (inputs.sum((1, 2, 3)) > 0).long())
-
-
-@dataclass(frozen=True)
-class ToyWorkload:
-    """Two classes of 2x2 images for a four-layer network."""
-
-    num_classes: int = 2
-    input_shape: tuple[int, int, int] = (1, 2, 2)
-
-    def build_model(self, seed: int) -> nn.Module:
-        return build_linear(seed)
-
-    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(model(inputs), labels, reduction="none")
-
-    def evaluate(self, model: nn.Module, split: Split) -> EvaluationRecord:
-        raise AssertionError("not judged here")
-
-    def training_examples(self) -> Examples:
-        parts = [client_data(k) for k in range(len(SIZES))]
-        return Examples(torch.cat([p.inputs for p in parts]), torch.cat([p.labels for p in parts]))
-
-    def to_pixels(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs.to(torch.uint8)
-
-    def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.to(torch.float32)
-
-
-def config_of(strategy: str, **keys: object) -> RunConfig:
-    flat = {k.replace("__", ".").replace("_", "-"): v for k, v in keys.items()}
-    return parse_config({"strategy": strategy, **flat})
+from tests.unit.strategies.toy import (
+    ToyFederation,
+    ToyWorkload,
+    build_linear,
+    client_data,
+    client_task,
+    config_of,
+    fold,
+    server_task,
+)
 
 
 def federated_round(config: RunConfig, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """One round of all clients, without any transport."""
-    strategy = build_strategy(config)
-    state = ServerState(weights)
-    accumulator = strategy.begin(state)
-    for partition_id in range(len(SIZES)):
-        task = ClientTask(
-            round=1,
-            partition_id=partition_id,
-            seed=partition_id,
-            received=Record(strategy.broadcast(state)),
-            examples=client_data(partition_id),
-            state=None,
-            parameters=ParameterVector(build_linear(77)),
-            workload=ToyWorkload(),
-            device=torch.device("cpu"),
-            count_step=lambda: None,
-        )
-        update = strategy.client_update(task)
-        reply = Reply(partition_id, Record(dict(update.arrays), dict(update.metrics)))
-        accumulator = strategy.add(accumulator, reply)
-    return dict(strategy.finish(state, accumulator, server_task()).state.weights)
-
-
-def server_task() -> ServerTask:
-    return ServerTask(
-        round=1,
-        seed=3,
-        parameters=ParameterVector(build_linear(78)),
-        workload=ToyWorkload(),
-        device=torch.device("cpu"),
-        count_step=lambda: None,
-    )
+    federation = ToyFederation(config)
+    for name, value in federation.state.weights.items():
+        assert torch.equal(value, weights[name])
+    federation.round()
+    return dict(federation.state.weights)
 
 
 @pytest.fixture
@@ -194,19 +118,8 @@ def test_fedprox_steps_on_the_papers_objective(initial: dict[str, torch.Tensor])
         with torch.no_grad():
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 parameter.sub_(gradient, alpha=0.2)
-    task = ClientTask(
-        round=1,
-        partition_id=1,
-        seed=0,
-        received=Record(arrays_of(initial)),
-        examples=data,
-        state=None,
-        parameters=ParameterVector(build_linear(5)),
-        workload=ToyWorkload(),
-        device=torch.device("cpu"),
-        count_step=lambda: None,
-    )
-    update = FedProx(config).client_update(task)
+    strategy = FedProx(config)
+    update = strategy.client_update(client_task(strategy, ServerState(initial), data))
     for name, value in weights_of(model).items():
         assert np.allclose(update.arrays[name], value, atol=1e-6), name
 
@@ -214,13 +127,15 @@ def test_fedprox_steps_on_the_papers_objective(initial: dict[str, torch.Tensor])
 def test_fedavg_weighs_by_examples_on_three_elements() -> None:
     state = ServerState({"w": torch.zeros(3), "steps": torch.tensor(0)})
     strategy = FedAvg(config_of("fedavg"))
-    accumulator = strategy.begin(state)
     replies = [(1, [1.0, 0.0, -4.0], 2, 0.5), (3, [5.0, 0.0, 4.0], 3, 1.5)]
-    for partition_id, (count, w, steps, loss) in enumerate(replies):
-        arrays = {"w": np.array(w, np.float32), "steps": np.array(steps)}
-        metrics = {"num_examples": count, "train_loss": loss}
-        accumulator = strategy.add(accumulator, Reply(partition_id, Record(arrays, metrics)))
-    outcome = strategy.finish(state, accumulator, server_task())
+    records = [
+        Record(
+            {"w": np.array(w, np.float32), "steps": np.array(steps)},
+            {"num_examples": count, "train_loss": loss},
+        )
+        for count, w, steps, loss in replies
+    ]
+    outcome = fold(strategy, state, records)
     assert outcome.state.weights["w"].tolist() == [4.0, 0.0, 2.0]
     assert outcome.state.weights["steps"].item() == 3  # (1*2 + 3*3) / 4 = 2.75, rounded
     assert outcome.state.weights["steps"].dtype == torch.int64
@@ -245,17 +160,6 @@ def test_local_steps_are_counted_as_announced(initial: dict[str, torch.Tensor]) 
 
     counted: Callable[[], None] = count
     strategy = FedAvg(config)
-    task = ClientTask(
-        round=1,
-        partition_id=1,
-        seed=0,
-        received=Record(arrays_of(initial)),
-        examples=client_data(1),
-        state=None,
-        parameters=ParameterVector(build_linear(5)),
-        workload=ToyWorkload(),
-        device=torch.device("cpu"),
-        count_step=counted,
-    )
+    task = client_task(strategy, ServerState(initial), client_data(1), count_step=counted)
     strategy.client_update(task)
     assert steps == strategy.client_steps(ClientShape(1, (6, 6), ModelForm(), (1, 2, 2))) == 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,20 +11,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import strategies.mosaic
 from core.parameters import ParameterVector
+from core.records import RunFolder
 from core.wire import Record
 from server.preparation import Preparation, prepare
 from strategies.base import ClientTask, Reply, ServerState, ServerTask
 from strategies.mosaic import (
     MosaicConfig,
     MosaicStrategy,
+    ReceivedSet,
+    cap_sets,
+    capped,
     decode,
     encode,
     images_per_class,
     train_on_mosaic,
 )
 from strategies.table import parse_config
-from tests.conftest import tiny_keys
+from tests.conftest import Federate, tiny_keys
 
 
 def prepare_tiny(strategy: str, **keys: object) -> Preparation:
@@ -64,13 +70,13 @@ def test_a_class_sends_no_more_images_than_it_has(
     counts: list[int], per_class: int, least: int
 ) -> None:
     config = MosaicConfig(images_per_class=per_class, min_examples=least)
-    for count, capped, filled in zip(
+    for count, limited, filled in zip(
         counts,
         images_per_class(counts, config, fill=False),
         images_per_class(counts, config, fill=True),
         strict=True,
     ):
-        assert capped == (min(count, per_class) if count >= least else 0)
+        assert limited == (min(count, per_class) if count >= least else 0)
         assert filled == (per_class if count >= least else 0)
 
 
@@ -261,3 +267,114 @@ def test_a_class_that_matches_from_the_start_is_sent_as_it_is() -> None:
         real = task.examples.inputs[task.examples.labels == label].numpy()
         gaps = np.abs(sent[:, None] - real[None]).max(axis=(2, 3, 4)).min(axis=1)
         assert gaps.max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("totals", "max_share", "expected"),
+    [
+        ([8, 1, 1], 0.5, [2, 1, 1]),  # 2 of 4
+        ([1, 8, 1], 0.75, [1, 6, 1]),  # 6 of 8
+        ([2, 10, 8], 0.4, [2, 4, 4]),  # one alone would come to 20/3, below the 8: both, 4 of 10
+        ([5, 5, 5], 0.5, [5, 5, 5]),
+        ([8, 1, 3], 0.25, [1, 1, 1]),  # three cannot all have less than a third
+        ([7, 2], 0.5, [2, 2]),
+        ([7], 0.1, [7]),
+        ([7, 2, 1], 1.0, [7, 2, 1]),
+    ],
+)
+def test_shares_above_the_cap_are_lowered_to_it(
+    totals: list[float], max_share: float, expected: list[float]
+) -> None:
+    assert capped(totals, max_share) == pytest.approx(expected, rel=1e-12)
+
+
+@given(
+    st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=12), st.floats(0.001, 1, exclude_min=True)
+)
+def test_no_share_is_above_the_cap_and_no_more_is_lowered_than_must_be(
+    totals: list[float], max_share: float
+) -> None:
+    lowered = capped(totals, max_share)
+    exact = [Fraction(value) for value in lowered]
+    shares = [float(value / sum(exact)) for value in exact]
+    if max_share * len(totals) <= 1:
+        assert lowered == [min(totals)] * len(totals)
+        return
+    assert max(shares) <= max_share * (1 + 1e-9)
+    for old, new, share in zip(totals, lowered, shares, strict=True):
+        assert new == old or (new < old and share == pytest.approx(max_share, rel=1e-6))
+
+
+def received_set(partition_id: int, weights: list[float]) -> ReceivedSet:
+    labels = torch.zeros(len(weights), dtype=torch.int64)
+    inputs = torch.zeros(len(weights), 1, 2, 2)
+    return ReceivedSet(inputs, labels, torch.tensor(weights), partition_id)
+
+
+def test_a_clients_images_are_lowered_by_one_factor() -> None:
+    sets = [received_set(0, [6.0, 2.0]), received_set(1, [1.0]), received_set(2, [0.25, 0.75])]
+    scaled, largest = cap_sets(sets, 0.5)
+    assert [s.weights.tolist() for s in scaled] == [[1.5, 0.5], [1.0], [0.25, 0.75]]
+    assert largest == 0.5
+    loose, largest = cap_sets(sets, 0.9)
+    assert all(after is before for after, before in zip(loose, sets, strict=True))
+    assert largest == 0.8
+
+
+def test_the_server_trains_under_the_cap_and_records_the_largest_share(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three clients with all images of their classes; what weighs in the loss is what is told."""
+    weighed: list[torch.Tensor] = []
+    trained = strategies.mosaic.train_on_mosaic
+
+    def watched(
+        task: ServerTask,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+        config: MosaicConfig,
+    ) -> dict[str, float]:
+        weighed.append(weights)
+        return trained(task, inputs, labels, weights, config)
+
+    monkeypatch.setattr(strategies.mosaic, "train_on_mosaic", watched)
+    told: dict[float, tuple[object, float | None]] = {}
+    for cap in (1.0, 0.99, 0.36):
+        keys: dict[str, object] = {
+            "partition__alpha": 0.1,
+            "mosaic__max_client_share": cap,
+            "mosaic__weighting": "counts",
+        }
+        weighed.clear()
+        record = RunFolder.open(federate(tiny_keys("real-images", **keys))).read_rounds()[1]
+        told[cap] = (record.test, record.server.get("max_client_share"))
+        preparation = prepare_tiny("real-images", **keys)
+        sizes = [
+            sum(images_per_class(shape.class_counts, MosaicConfig(images_per_class=2), fill=False))
+            for shape in (preparation.client_shapes()[k] for k in preparation.hand_out_order())
+        ]
+        totals = [part.sum().item() for part in weighed[0].split(sizes)]
+        share = max(totals) / sum(totals)
+        if cap == 0.36:
+            assert share == pytest.approx(0.36, rel=1e-5)
+        else:
+            assert 0.36 < share < 0.99
+        if cap < 1:
+            assert record.server["max_client_share"] == pytest.approx(share, rel=1e-5)
+    assert told[1.0][1] is None
+    assert told[1.0][0] == told[0.99][0] != told[0.36][0]
+
+
+def test_a_label_that_the_counts_deny_is_refused() -> None:
+    """Its weight would be zero, and of a client alone the whole sum."""
+    preparation = prepare_tiny("real-images", mosaic__weighting="counts", partition__alpha=0.1)
+    shape = next(shape for shape in preparation.client_shapes() if 0 in shape.class_counts)
+    task = client_task(preparation, shape.partition_id)
+    update = preparation.strategy.client_update(task)
+    missing = shape.class_counts.index(0)
+    labels = update.arrays["labels"].copy()
+    labels[-1] = missing
+    record = Record({**update.arrays, "labels": labels})
+    reasons = preparation.strategy.check_reply(Reply(shape.partition_id, record), shape)
+    assert reasons == [f"holds label {missing}, of which class_counts tell no image"]

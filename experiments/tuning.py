@@ -1,0 +1,220 @@
+"""Which candidate of a grid a method takes: the one of highest mean validation accuracy.
+
+That is the mean over the tuning's seeds, in the last evaluated round; of equals the first in the
+grid. A candidate with a run that failed loses. Test figures are not read: the test set has no part
+in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from core.errors import RecordError, RunError
+from core.records import RunFolder
+from experiments.suite import Candidate, Suite, SuiteRun, Tuning
+from report.loading import LoadedRun, load_run
+from report.tables import Statistic, percent, seeds_text
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of one run of a candidate, as far as it is known.
+
+    Attributes:
+        validation_accuracy: In the last evaluated round; None before the run is complete.
+        failure: Why it never will be; None unless so.
+    """
+
+    validation_accuracy: float | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of one candidate.
+
+    Attributes:
+        candidate: Which.
+        trials: One for each seed of the tuning.
+    """
+
+    candidate: Candidate
+    trials: tuple[Trial, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """Why it loses; None unless one of its runs failed."""
+        return next((trial.failure for trial in self.trials if trial.failure is not None), None)
+
+    @property
+    def validation(self) -> Statistic | None:
+        """Over the seeds; None where one of them is missing."""
+        accuracies = [trial.validation_accuracy for trial in self.trials]
+        return None if None in accuracies else Statistic.of(accuracies)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of it is left to run."""
+        return self.failure is not None or self.validation is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What came of one tuning.
+
+    Attributes:
+        tuning: Which.
+        tried: Every candidate, in the order of the grid.
+    """
+
+    tuning: Tuning
+    tried: tuple[Tried, ...]
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of it is left to run."""
+        return all(tried.settled for tried in self.tried)
+
+    @property
+    def failed(self) -> bool:
+        """Whether every candidate failed."""
+        return all(tried.failure is not None for tried in self.tried)
+
+    @property
+    def winner(self) -> Tried | None:
+        """The candidate taken; None where all failed, and before all are settled."""
+        standing = [t for t in self.tried if t.failure is None] if self.settled else []
+        return max(standing, key=_mean, default=None)  # of equals the first
+
+    @property
+    def where(self) -> str:
+        """Setting and seeds, to follow "tuned"."""
+        setting, seeds = self.tuning.setting, self.tuning.seeds
+        under = f"under {setting} " if setting else ""
+        return f"{under}on {'seed' if len(seeds) == 1 else 'seeds'} {seeds_text(sorted(seeds))}"
+
+
+def _mean(tried: Tried) -> float:
+    assert tried.validation is not None, "a candidate that stands has all its seeds"
+    return tried.validation.mean
+
+
+def read_trial(run: SuiteRun) -> Trial:
+    """What is on record of a candidate's run.
+
+    A run that ended with a `RunError` (it diverged, or no client answered) would end so again, and
+    is settled; one that was cut off, or failed for a reason of the machine's, is not.
+    """
+    state = run.state()
+    if state == "incomplete":
+        record = RunFolder(run.folder).read_json("run")
+        failure = str(record.get("failure"))
+        final = record.get("status") == "failed" and failure.startswith(f"{RunError.__name__}:")
+        return Trial(failure=failure) if final else Trial()
+    if state != "done":
+        return Trial()
+    try:
+        return Trial(_validation_accuracy(load_run(run.folder)))
+    except RecordError as error:
+        return Trial(failure=f"{RecordError.__name__}: {error}")
+
+
+def _validation_accuracy(run: LoadedRun) -> float:
+    judged = (r.validation.accuracy for r in reversed(run.rounds) if r.validation is not None)
+    accuracy = next(judged, None)
+    if accuracy is None:
+        raise RecordError(f"{run.folder.rounds} holds no round with a validation accuracy")
+    return accuracy
+
+
+def read_tuned(tuning: Tuning) -> Tuned:
+    """What is on record of all candidates."""
+    return Tuned(
+        tuning, tuple(Tried(c, tuple(map(read_trial, c.trials))) for c in tuning.candidates)
+    )
+
+
+def to_json(tuned: Sequence[Tuned]) -> list[dict[str, Any]]:
+    """For programs: the content of ``tuning.json``. Accuracies in [0, 1]."""
+    return [
+        {
+            "method": one.tuning.method,
+            "setting": one.tuning.setting or None,
+            "seeds": list(one.tuning.seeds),
+            "settled": one.settled,
+            "winner": one.winner.candidate.label if one.winner else None,
+            "keys": dict(one.winner.candidate.keys) if one.winner else None,
+            "candidates": [
+                {
+                    "label": tried.candidate.label,
+                    "keys": dict(tried.candidate.keys),
+                    "runs": [run.name for run in tried.candidate.trials],
+                    "validation_accuracies": [t.validation_accuracy for t in tried.trials],
+                    "validation_accuracy": asdict(v) if (v := tried.validation) else None,
+                    "failure": tried.failure,
+                }
+                for tried in one.tried
+            ],
+        }
+        for one in tuned
+    ]
+
+
+def to_text(tuned: Sequence[Tuned]) -> str:
+    """For a terminal: every candidate's validation accuracy and what was taken."""
+    return "\n".join(_block(one) for one in tuned)
+
+
+def _block(one: Tuned) -> str:
+    lines = [f"{one.tuning.method}, tuned {one.where}: validation accuracy after the last round, %"]
+    width = max(len(tried.candidate.text) for tried in one.tried)
+    for tried in one.tried:
+        if tried.failure is not None:
+            told = f"failed: {_first_line(tried.failure)}"
+        else:
+            told = percent(tried.validation) + ("  taken" if tried is one.winner else "")
+        lines.append(f"  {tried.candidate.text:{width}}  {told}")
+    if one.failed:
+        lines.append(f"  {one.tuning.method} has no candidate left and is not run")
+    elif not one.settled:
+        lines.append("  none is taken yet: not all have been tried")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def sentences(suite: Suite, tuned: Sequence[Tuned]) -> list[str]:
+    """How each method was tuned, for readers of its figures; empty where none has a grid."""
+    plain = [label for label in suite.methods if label in {run.method for run in suite.runs}]
+    verb = "was" if len(plain) == 1 else "were"
+    untuned = [f"{' and '.join(plain)} {verb} not tuned."] if tuned and plain else []
+    return [_sentence(one) for one in tuned] + untuned
+
+
+def _sentence(one: Tuned) -> str:
+    method, count = one.tuning.method, len(one.tried)
+    failed = sum(tried.failure is not None for tried in one.tried)
+    losses = f" {failed} of them failed." if failed else ""
+    if one.failed:
+        reason = _first_line(one.tried[0].failure or "")
+        return f"{method} was tuned {one.where}: all {count} candidates failed ({reason})."
+    if one.winner is None:
+        return (
+            f"{method} is being tuned {one.where}: its {count} candidates have not all been tried."
+        )
+    tried = "; ".join(f"{key} {values}" for key, values in _values(one.tuning).items())
+    return (
+        f"{method} was tuned {one.where} over {count} candidates ({tried}): "
+        f"{one.winner.candidate.text} has the highest validation accuracy after the last round, "
+        f"{percent(one.winner.validation)} %.{losses}"
+    )
+
+
+def _values(tuning: Tuning) -> dict[str, str]:
+    """The values tried, by key."""
+    every = [candidate.values for candidate in tuning.candidates]
+    return {key: ", ".join(dict.fromkeys(values[key] for values in every)) for key in every[0]}
+
+
+def _first_line(text: str) -> str:
+    return (text.splitlines() or [""])[0]

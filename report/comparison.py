@@ -1,0 +1,467 @@
+"""The comparison of a suite for papers and READMEs: tables in Markdown and LaTeX, and figures.
+
+Figures lie in ``comparison/`` beside the tables: SVG for Markdown, PDF for LaTeX. Equal records
+give equal files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import RecordError
+from core.records import write_whole
+from report import latex
+from report.loading import LoadedRun
+from report.methods import NOT_PRIVATE, attacks_of, marks_of
+from report.milestones import Spent, best_round, reached, total_spent
+from report.static_figures import Panel, Series, draw_curves, draw_final_accuracies
+from report.tables import (
+    NONE,
+    Statistic,
+    amount_of_bytes,
+    markdown_text,
+    percent,
+    rounds_text,
+    seconds,
+    seeds_text,
+)
+
+FIGURES = "comparison"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One method under one setting.
+
+    Attributes:
+        setting: Label of the setting; empty where the suite has none.
+        label: Label of the method.
+        runs: Its runs, one a seed. Those that are not complete are left out and named.
+        num_seeds: Runs that it was to have.
+    """
+
+    setting: str
+    label: str
+    runs: tuple[LoadedRun, ...]
+    num_seeds: int
+
+    @property
+    def complete(self) -> tuple[LoadedRun, ...]:
+        """The runs that are shown, by seed."""
+        return tuple(sorted((r for r in self.runs if r.finished), key=lambda run: run.seed))
+
+    @property
+    def name(self) -> str:
+        """The label with what must be seen beside it."""
+        return self.name_without(())
+
+    def name_without(self, told: Sequence[str]) -> str:
+        """The name where the marks `told` are seen elsewhere."""
+        marks = [mark for mark in marks_of(self.runs) if mark not in told]
+        return f"{self.label} ({', '.join(marks)})" if marks else self.label
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One column of a table: its heading, and an entry's text."""
+
+    title: str
+    cell: Callable[[Entry], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One table, before it is Markdown or LaTeX.
+
+    Attributes:
+        caption: What it shows, in full sentences.
+        head: Headings.
+        rows: Texts of the cells.
+    """
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """One figure, drawn.
+
+    Attributes:
+        stem: Path without its suffix, relative to the tables.
+        alt: What it shows in one clause.
+        caption: How to read it.
+        svg: For Markdown.
+        pdf: For LaTeX.
+    """
+
+    stem: str
+    alt: str
+    caption: str
+    svg: bytes
+    pdf: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """All that is shown of one setting."""
+
+    title: str
+    tables: tuple[_Table, ...]
+    figure: _Figure | None
+    notes: tuple[str, ...]
+
+
+def write_comparison(
+    entries: Sequence[Entry],
+    folder: Path,
+    *,
+    title: str,
+    target_accuracy: float | None,
+    notes: Sequence[str],
+) -> Sequence[Path]:
+    """Write ``comparison.md``, ``comparison.tex`` and their figures.
+
+    Args:
+        entries: Methods under settings, in the order in which they are shown.
+        folder: Where to write; made where it is missing. Files that are there are replaced whole.
+        title: Of the whole.
+        target_accuracy: Test accuracy in (0, 1] whose cost is compared; None compares totals only.
+        notes: Sentences that readers must know, shown below the title.
+
+    Returns:
+        The files written, tables first.
+
+    Raises:
+        RecordError: A file cannot be written.
+    """
+    assert entries, "a comparison needs at least one entry"
+    assert target_accuracy is None or 0 < target_accuracy <= 1, target_accuracy
+    for entry in entries:
+        seeds = [run.seed for run in entry.complete]
+        assert len(seeds) == len(set(seeds)) <= entry.num_seeds, (entry.label, seeds)
+    places = [(entry.setting, entry.label) for entry in entries]
+    assert len(places) == len(set(places)), "an entry is given twice"
+    parts = [
+        _part(number, setting, entries, target_accuracy)
+        for number, setting in enumerate(dict.fromkeys(e.setting for e in entries), start=1)
+    ]
+    overview = _overview(entries)
+    contents = {
+        folder / "comparison.md": _markdown(title, notes, overview, parts).encode(),
+        folder / "comparison.tex": _latex(title, notes, overview, parts).encode(),
+    }
+    for figure in [overview, *(part.figure for part in parts)]:
+        if figure is not None:
+            contents[folder / f"{figure.stem}.svg"] = figure.svg
+            contents[folder / f"{figure.stem}.pdf"] = figure.pdf
+    for path, content in contents.items():
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            raise RecordError(
+                f"{path} cannot be written: {error.strerror}; make {folder} writable"
+            ) from error
+    return list(contents)
+
+
+def _part(
+    number: int, setting: str, entries: Sequence[Entry], target_accuracy: float | None
+) -> _Part:
+    members = [entry for entry in entries if entry.setting == setting]
+    return _Part(
+        title=setting,
+        tables=(
+            _table(_ACCURACIES, members, _accuracy_caption(members)),
+            _table(_cost_columns(target_accuracy), members, _cost_caption(target_accuracy)),
+        ),
+        figure=_curves(number, setting, members, _series_numbers(entries)),
+        notes=tuple(_notes(members)),
+    )
+
+
+def _series_numbers(entries: Sequence[Entry]) -> dict[str, int]:
+    """Each method's number, by which it has one colour under all settings."""
+    return {label: n for n, label in enumerate(dict.fromkeys(entry.label for entry in entries))}
+
+
+def _table(columns: Sequence[_Column], entries: Sequence[Entry], caption: str) -> _Table:
+    return _Table(
+        caption,
+        ("Method", *(column.title for column in columns)),
+        tuple((entry.name, *(column.cell(entry) for column in columns)) for entry in entries),
+    )
+
+
+def _seeds(entry: Entry) -> str:
+    there = [run.seed for run in entry.complete]
+    missing = entry.num_seeds - len(there)
+    text = seeds_text(there) or "none"
+    return f"{text} ({len(there)} of {entry.num_seeds})" if missing else text
+
+
+def _final_accuracy(entry: Entry) -> Statistic | None:
+    finals = [run.final for run in entry.complete]
+    return Statistic.of(final.test.accuracy if final and final.test else None for final in finals)
+
+
+def _worst_client(entry: Entry) -> Statistic | None:
+    finals = [run.final for run in entry.complete]
+    return Statistic.of(final.worst_client_accuracy if final else None for final in finals)
+
+
+def _best_accuracy(entry: Entry) -> Statistic | None:
+    best = [best_round(run) for run in entry.complete]
+    return Statistic.of(record.test.accuracy if record and record.test else None for record in best)
+
+
+def _best_rounds(entry: Entry) -> str:
+    best = [best_round(run) for run in entry.complete]
+    return rounds_text([record.round for record in best if record])
+
+
+_ACCURACIES = (
+    _Column("Seeds", _seeds),
+    _Column("Test accuracy, %", lambda entry: percent(_final_accuracy(entry))),
+    _Column("Worst client, %", lambda entry: percent(_worst_client(entry))),
+    _Column("At best validation, %", lambda entry: percent(_best_accuracy(entry))),
+    _Column("Best round", _best_rounds),
+)
+
+
+def _cost_columns(target_accuracy: float | None) -> tuple[_Column, ...]:
+    totals = (
+        _Column("Rounds", lambda e: _total(e, lambda s: s.round, _count)),
+        _Column("Uploaded", lambda e: _total(e, lambda s: s.bytes_up, amount_of_bytes)),
+        _Column("Downloaded", lambda e: _total(e, lambda s: s.bytes_down, amount_of_bytes)),
+        _Column("Client s", lambda e: _total(e, lambda s: s.client_s, seconds)),
+        _Column("Server s", lambda e: _total(e, lambda s: s.server_s, seconds)),
+    )
+    if target_accuracy is None:
+        return totals
+    target, to = target_accuracy, f"to {_percent(target_accuracy)}"
+
+    def column(
+        title: str, value: Callable[[Spent], float], show: Callable[[Statistic], str]
+    ) -> _Column:
+        return _Column(f"{title} {to}", lambda entry: _to_target(entry, target, value, show))
+
+    return (
+        _Column(f"Reached {_percent(target)}", lambda entry: _reached(entry, target)),
+        column("Rounds", lambda s: s.round, _count),
+        column("Uploaded", lambda s: s.bytes_up, amount_of_bytes),
+        column("Client s", lambda s: s.client_s, seconds),
+        *totals,
+    )
+
+
+def _total(entry: Entry, value: Callable[[Spent], float], show: Callable[[Statistic], str]) -> str:
+    totals = [total_spent(run) for run in entry.complete]
+    statistic = Statistic.of(value(total) for total in totals if total)
+    return show(statistic) if statistic else NONE
+
+
+def _reached(entry: Entry, target: float) -> str:
+    """How many seeds reached the target."""
+    if not entry.complete:
+        return NONE
+    hits = sum(reached(run, target) is not None for run in entry.complete)
+    return f"{hits} of {len(entry.complete)} seeds"
+
+
+def _to_target(
+    entry: Entry,
+    target: float,
+    value: Callable[[Spent], float],
+    show: Callable[[Statistic], str],
+) -> str:
+    """The mean over the seeds that reached the target."""
+    costs = [reached(run, target) for run in entry.complete]
+    statistic = Statistic.of(value(cost) if cost else None for cost in costs)
+    return show(statistic) if statistic else NONE
+
+
+def _count(value: Statistic) -> str:
+    """A mean of whole numbers: ``12`` where seeds agree, else ``12.5 ± 0.7``."""
+    if not value.std:
+        return f"{value.mean:,.10g}"
+    return f"{value.mean:,.1f} ± {value.std:,.1f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.10g}%"
+
+
+def _accuracy_caption(entries: Sequence[Entry]) -> str:
+    raw = any(run.sends_raw_images for entry in entries for run in entry.runs)
+    private = f' "{NOT_PRIVATE.capitalize()}": clients send real images as they are.' if raw else ""
+    return (
+        "Test accuracy after the last round, mean ± sample standard deviation over seeds. Worst "
+        "client: the lowest accuracy that any client may expect then, on its own mix of classes. "
+        "At best validation: test accuracy of each seed's round of highest validation accuracy, "
+        f"the earliest of equals; best round: its number.{private}"
+    )
+
+
+def _cost_caption(target_accuracy: float | None) -> str:
+    cost = (
+        "Cost of a run, mean ± sample standard deviation over seeds; bytes are those of all "
+        "clients, client seconds are summed over clients."
+    )
+    if target_accuracy is None:
+        return cost
+    target = _percent(target_accuracy)
+    return (
+        f"{cost} The columns to {target} count all rounds up to the first evaluated one with a "
+        f"test accuracy of at least {target}, and are means over the seeds that reached it."
+    )
+
+
+def _notes(entries: Sequence[Entry]) -> Iterable[str]:
+    """What is not as it was to be, by entry."""
+    for entry in entries:
+        missing = entry.num_seeds - len(entry.complete)
+        if missing:
+            cut = [
+                f"seed {run.seed} is {run.status} at round {run.rounds_done} of "
+                f"{run.rounds_planned}"
+                for run in entry.runs
+                if not run.finished
+            ]
+            detail = f": {'; '.join(cut)}" if cut else ""
+            yield f"{entry.name}: {missing} of {entry.num_seeds} seeds missing{detail}."
+
+
+def _curves(
+    number: int, setting: str, entries: Sequence[Entry], numbers: dict[str, int]
+) -> _Figure | None:
+    told = _shared_attacks(entries)
+    series = [_series(entry, numbers, told) for entry in entries if entry.complete]
+    if not series:
+        return None
+    panels = (Panel.ROUNDS, Panel.BYTES_UP, Panel.CLIENT_S)
+    svg, pdf = draw_curves(series, panels, ", ".join(told))
+    under = f" under {setting}" if setting else ""
+    several = any(len(entry.complete) > 1 for entry in entries)
+    band = "Lines are means over seeds, bands reach one sample standard deviation to each side. "
+    dashed = any(run.sends_raw_images for entry in entries for run in entry.runs)
+    return _Figure(
+        f"{FIGURES}/{_stem(number, setting)}",
+        f"Test accuracy{under} against rounds, uploaded bytes and client seconds",
+        f"Test accuracy{under} against rounds, bytes uploaded by all clients and client seconds, "
+        "both cumulative. "
+        + (band if several else "")
+        + (
+            "Seeds are averaged round by round: a point lies at the mean of what its round had "
+            "cost. "
+            if several
+            else ""
+        )
+        + "Horizontal lines: the final accuracy of methods without that cost."
+        + (f" Dashed: {NOT_PRIVATE}." if dashed else ""),
+        svg,
+        pdf,
+    )
+
+
+def _shared_attacks(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """The attack that every run is under, which a figure then tells once; empty where none is."""
+    attacks = {attacks_of([run]) for entry in entries for run in entry.runs}
+    return next(iter(attacks)) if len(attacks) == 1 else ()
+
+
+def _series(entry: Entry, numbers: dict[str, int], told: Sequence[str]) -> Series:
+    raw = any(run.sends_raw_images for run in entry.complete)
+    return Series(entry.name_without(told), numbers[entry.label], entry.complete, raw)
+
+
+def _stem(number: int, setting: str) -> str:
+    """A file name that every shell and LaTeX takes."""
+    words = re.findall(r"[A-Za-z0-9]+", setting)
+    return "-".join(["curves", f"{number:02d}", *words]) if words else f"curves-{number:02d}"
+
+
+def _overview(entries: Sequence[Entry]) -> _Figure | None:
+    """Final accuracies of all methods under all settings; None where there is one setting."""
+    settings = list(dict.fromkeys(entry.setting for entry in entries))
+    if len(settings) < 2:
+        return None
+    numbers, groups = _series_numbers(entries), []
+    series: dict[str, Series] = {}
+    values: dict[tuple[int, str], Statistic] = {}
+    for place, setting in enumerate(settings):
+        members = [entry for entry in entries if entry.setting == setting]
+        told = _shared_attacks(members)
+        groups.append("\n".join([setting, *told]))
+        for entry in members:
+            value = _final_accuracy(entry)
+            if value is not None:
+                one = _series(entry, numbers, told)
+                series.setdefault(one.name, one)
+                values[place, one.name] = value
+    if not values:
+        return None
+    svg, pdf = draw_final_accuracies(groups, list(series.values()), values)
+    return _Figure(
+        f"{FIGURES}/final-accuracy",
+        "Test accuracy after the last round, per method and setting",
+        "Test accuracy after the last round. Bars are means over seeds, whiskers one sample "
+        "standard deviation to each side.",
+        svg,
+        pdf,
+    )
+
+
+def _markdown(
+    title: str, notes: Sequence[str], overview: _Figure | None, parts: Sequence[_Part]
+) -> str:
+    blocks = [f"# {markdown_text(title)}", *(markdown_text(note) for note in notes)]
+    blocks += _markdown_figure(overview) if overview else []
+    for part in parts:
+        blocks += [f"## {markdown_text(part.title)}"] if part.title else []
+        for table in part.tables:
+            blocks += [_markdown_table(table), markdown_text(table.caption)]
+        blocks += ["\n".join(f"- {markdown_text(note)}" for note in part.notes)] * bool(part.notes)
+        blocks += _markdown_figure(part.figure) if part.figure else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(table: _Table) -> str:
+    rule = ("---", *("---:" for _ in table.head[1:]))
+    rows = [table.head, *table.rows]
+    cells = [[markdown_text(cell) for cell in row] for row in rows]
+    cells.insert(1, list(rule))
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _markdown_figure(figure: _Figure) -> list[str]:
+    alt = markdown_text(figure.alt).replace("[", "\\[").replace("]", "\\]")
+    return [f"![{alt}]({figure.stem}.svg)", markdown_text(figure.caption)]
+
+
+def _latex(
+    title: str, notes: Sequence[str], overview: _Figure | None, parts: Sequence[_Part]
+) -> str:
+    blocks = [
+        f"% {' '.join(title.split())}\n"
+        "% \\input this file. It needs \\usepackage{booktabs,graphicx}, and \\graphicspath with\n"
+        "% its own folder where that is not the document's.",
+        *(latex.escape(note) for note in notes),
+    ]
+    blocks += [_latex_figure(overview)] if overview else []
+    for part in parts:
+        under = f"{part.title}. " if part.title else ""
+        for index, table in enumerate(part.tables):
+            remarks = " ".join(part.notes) if index == 0 else ""
+            caption = " ".join(f"{under}{table.caption} {remarks}".split())
+            blocks.append(latex.table(caption, table.head, table.rows))
+        blocks += [_latex_figure(part.figure)] if part.figure else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def _latex_figure(figure: _Figure) -> str:
+    return latex.figure(figure.caption, f"{figure.stem}.pdf")

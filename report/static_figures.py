@@ -1,0 +1,306 @@
+"""Figures for print and Markdown, as SVG and PDF.
+
+Colours are safe for readers who are colour-blind, and every line has a marker besides. Equal
+records give equal bytes: no date, no random id, and no setting of the user's own matplotlib.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from report.curves import Curve, curve, trains_on_clients, uploads_no_update
+from report.loading import LoadedRun
+from report.tables import Statistic, plain_bytes
+
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#882255",
+    "#999933",
+)  # fmt: skip
+"""Okabe and Ito (2008) without yellow, which white paper swallows, with two of Tol's muted ones."""
+
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+
+_WIDTH_IN = 7.2
+_PANEL_HEIGHT_IN = 2.35
+_LEGEND_ROW_IN = 0.17
+_LEGEND_WIDTH_IN = 6.9
+_CHARACTER_IN = 0.062
+_MOST_CHARACTERS = 95
+_MOST_MARKERS = 8
+_INK = "#1a1e24"
+_LOOK: Mapping[str, Any] = {
+    "font.size": 8,
+    "font.family": "DejaVu Sans",
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e2e5ea",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "tessera",
+}
+
+
+class Panel(enum.Enum):
+    """What test accuracy is drawn against."""
+
+    ROUNDS = "Communication round"
+    BYTES_UP = "Uploaded bytes"
+    CLIENT_S = "Client seconds"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One method.
+
+    Attributes:
+        name: As it is called in the legend.
+        number: Chooses colour and marker.
+        runs: Its runs, one a seed.
+        is_dashed: Drawn dashed or hatched, as methods are that send real images.
+    """
+
+    name: str
+    number: int
+    runs: tuple[LoadedRun, ...]
+    is_dashed: bool
+
+    @property
+    def colour(self) -> str:
+        """Of line, band and bar."""
+        return COLOURS[self.number % len(COLOURS)]
+
+    @property
+    def marker(self) -> str:
+        """Tells methods of one colour apart."""
+        return MARKERS[(self.number + self.number // len(COLOURS)) % len(MARKERS)]
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """How its line is drawn."""
+        hollow = self.number // len(COLOURS) % 2 == 1
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "markerfacecolor": "white" if hollow else self.colour,
+            "linestyle": (0, (4, 2)) if self.is_dashed else "-",
+        }
+
+
+def draw_curves(
+    series: Sequence[Series], panels: Sequence[Panel], heading: str
+) -> tuple[bytes, bytes]:
+    """Test accuracy, one panel beside the other with one legend below.
+
+    Args:
+        series: The methods.
+        panels: What accuracy is drawn against. Bytes and seconds have logarithmic axes; a method
+            without that cost is a horizontal line at its final accuracy.
+        heading: What holds for all of them; empty where nothing must be said.
+
+    Returns:
+        The figure as SVG and as PDF.
+    """
+    with style.context(["default", dict(_LOOK)]):
+        figure, columns = _figure([one.name for one in series])
+        if heading:
+            figure.suptitle(heading, fontsize="medium")
+        axes = figure.subplots(1, len(panels), sharey=True)
+        curves = [curve(one.runs) for one in series]
+        for axis, panel in zip(axes, panels, strict=True):
+            drawn = [
+                _draw_curve(axis, panel, one, points)
+                for one, points in zip(series, curves, strict=True)
+            ]
+            _set_horizontal_axis(axis, panel, any(drawn))
+        axes[0].set_ylabel("Test accuracy, %")
+        low, high = axes[0].get_ylim()
+        axes[0].set_ylim(max(0.0, low), min(100.5, high))
+        handles = [Line2D([], [], **one.line, label=one.name) for one in series]
+        _add_legend(figure, handles, columns)
+        return _rendered(figure)
+
+
+def _draw_curve(axis: Axes, panel: Panel, one: Series, points: Curve) -> bool:
+    """Draw one method; False where it has no place on the horizontal axis."""
+    has_cost = {
+        Panel.ROUNDS: True,
+        Panel.BYTES_UP: not uploads_no_update(one.runs),
+        Panel.CLIENT_S: trains_on_clients(one.runs),
+    }[panel]
+    if not points.rounds:
+        return False
+    if not has_cost:
+        level = 100 * points.accuracy[-1]
+        axis.axhline(level, color=one.colour, linewidth=1.0, linestyle=(0, (6, 2, 1, 2)))
+        axis.plot([0.02], [level], transform=axis.get_yaxis_transform(), **one.line)
+        return False
+    if panel is Panel.BYTES_UP:
+        points = points.where_positive(points.bytes_up)
+        x: Sequence[float] = points.bytes_up
+    elif panel is Panel.CLIENT_S:
+        points = points.where_positive(points.client_s)
+        x = points.client_s
+    else:
+        x = points.rounds
+    mean = [100 * value for value in points.accuracy]
+    if len(one.runs) > 1:
+        low = [100 * (m - s) for m, s in zip(points.accuracy, points.std, strict=True)]
+        high = [100 * (m + s) for m, s in zip(points.accuracy, points.std, strict=True)]
+        axis.fill_between(x, low, high, color=one.colour, alpha=0.13, linewidth=0)
+    marked = _marked(x if panel is Panel.ROUNDS else np.log10(x).tolist(), one.number)
+    axis.plot(x, mean, **one.line, markevery=marked, markeredgewidth=0.8)
+    return bool(x)
+
+
+def _marked(places: Sequence[float], number: int) -> list[int]:
+    """Which points carry a marker: a few, evenly along the axis.
+
+    Those of different methods are set apart, since lines may lie together.
+    """
+    if len(places) <= _MOST_MARKERS:
+        return list(range(len(places)))
+    shares = (np.arange(_MOST_MARKERS) + number % 4 / 4) / _MOST_MARKERS
+    wanted = places[0] + (places[-1] - places[0]) * shares
+    return sorted({int(np.abs(np.array(places) - place).argmin()) for place in wanted})
+
+
+def _set_horizontal_axis(axis: Axes, panel: Panel, has_curves: bool) -> None:
+    if not has_curves:
+        axis.set_xticks([])
+        axis.set_xlabel(f"{panel.value}: none")
+        return
+    axis.set_xlabel(panel.value)
+    if panel is Panel.ROUNDS:
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    narrow = math.log10(high / low) < 2
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=4))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    text = _bytes_tick if panel is Panel.BYTES_UP else _seconds_tick
+    axis.xaxis.set_major_formatter(FuncFormatter(text))
+
+
+def _bytes_tick(value: float, _position: int | None) -> str:
+    number, _, unit = plain_bytes(value).partition(" ")
+    return f"{float(number.replace(',', '')):g} {unit}"
+
+
+def _seconds_tick(value: float, _position: int | None) -> str:
+    return f"{value:,.10g}"
+
+
+def draw_final_accuracies(
+    groups: Sequence[str],
+    series: Sequence[Series],
+    values: Mapping[tuple[int, str], Statistic],
+) -> tuple[bytes, bytes]:
+    """Final test accuracies as bars, grouped by setting.
+
+    Args:
+        groups: Names of the settings, from left to right.
+        series: The methods.
+        values: Accuracy in [0, 1] by place of the setting and name of the method; there is no bar
+            where one is missing.
+
+    Returns:
+        The figure as SVG and as PDF.
+    """
+    with style.context(["default", dict(_LOOK)]):
+        figure, columns = _figure([one.name for one in series])
+        axis = figure.subplots()
+        width = 0.84 / len(series)
+        for place, one in enumerate(series):
+            offset = (place - (len(series) - 1) / 2) * width
+            for group in range(len(groups)):
+                if (value := values.get((group, one.name))) is not None:
+                    _draw_bar(axis, group + offset, width, value, one)
+        axis.set_xticks(range(len(groups)), groups)
+        axis.tick_params(axis="x", length=0)
+        axis.grid(False, axis="x")
+        axis.set_xlim(-0.5, len(groups) - 0.5)
+        axis.set_ylim(0, 100)
+        axis.set_ylabel("Test accuracy, %")
+        _add_legend(figure, [Patch(**_bar(one), label=one.name) for one in series], columns)
+        return _rendered(figure)
+
+
+def _draw_bar(axis: Axes, x: float, width: float, value: Statistic, one: Series) -> None:
+    height = 100 * value.mean
+    axis.bar(x, height, 0.88 * width, **_bar(one))
+    if value.std is not None:
+        whisker = axis.errorbar(
+            x, height, 100 * value.std, color=_INK, linewidth=0.8, capsize=min(2.0, 15 * width)
+        )
+        for artist in whisker.get_children():
+            artist.set_path_effects([withStroke(linewidth=1.8, foreground="white")])
+
+
+def _bar(one: Series) -> dict[str, Any]:
+    """How its bar is drawn; the second of a colour is pale, as its marker is hollow."""
+    pale = one.number // len(COLOURS) % 2 == 1
+    fill: dict[str, Any] = {"facecolor": "white" if pale else one.colour}
+    return fill | {
+        "edgecolor": "white" if one.is_dashed and not pale else one.colour,
+        "linewidth": 0.8,
+        "hatch": "/////" if one.is_dashed else "",
+    }
+
+
+def _figure(names: Sequence[str]) -> tuple[Figure, int]:
+    """A figure that has room for its legend below, and the legend's number of columns."""
+    widest = max(map(len, names)) * _CHARACTER_IN + 0.5
+    columns = max(1, min(len(names), int(_LEGEND_WIDTH_IN / widest)))
+    rows = math.ceil(len(names) / columns)
+    height = _PANEL_HEIGHT_IN + 0.1 + _LEGEND_ROW_IN * rows
+    figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, columns
+
+
+def _add_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
+    for handle in handles:
+        handle.set_label(textwrap.fill(handle.get_label(), _MOST_CHARACTERS))
+    figure.legend(
+        handles=list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        handlelength=2.6,
+        columnspacing=1.4,
+        labelspacing=0.35,
+    )
+
+
+def _rendered(figure: Figure) -> tuple[bytes, bytes]:
+    svg, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "ModDate": None})
+    return svg.getvalue(), pdf.getvalue()

@@ -1,0 +1,452 @@
+"""Running a suite: what is done, in which order, after every kind of accident."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from core.config import RunConfig
+from core.errors import ConfigError, RunError
+from core.records import RoundRecord, RunFolder
+from experiments.execution import Step, SuiteResult, run_suite
+from experiments.suite import parse_suite
+from report.loading import load_run
+from server.progress import PlainProgress
+from tests.unit.experiments.conftest import FakeRuns
+
+DIVERGED = RunError("the model diverged in round 1")
+SKEWED = {"label": "skewed", "partition.alpha": 0.1}
+
+
+class Listening(PlainProgress):
+    """Keeps the records that it is told of."""
+
+    def __init__(self, records: list[RoundRecord]) -> None:
+        super().__init__()
+        self._records = records
+
+    def round_ended(self, record: RoundRecord) -> None:
+        self._records.append(record)
+
+
+class Study:
+    """A suite in a folder of its own: `avg` with two candidates, and `dm` without a grid."""
+
+    def __init__(self, root: Path, fake: FakeRuns) -> None:
+        self.root = root
+        self.folder = root / "s"
+        self.fake = fake
+        self.steps: list[Step] = []
+        self.records: list[RoundRecord] = []
+
+    def value(self, **tables: object) -> dict[str, object]:
+        return {
+            "name": "s",
+            "seeds": [0, 1],
+            "base": {"runs": str(self.root)},
+            "settings": [{"label": "iid", "partition.scheme": "iid"}, SKEWED],
+            "tuning": {"setting": "skewed", "seeds": [1]},
+            "methods": [
+                {"label": "dm", "strategy": "feddm"},
+                {
+                    "label": "avg",
+                    "strategy": "fedavg",
+                    "grid": {"train.learning-rate": [0.1, 0.2]},
+                },
+            ],
+            **tables,
+        }
+
+    def run(self, max_minutes: float | None = None, **tables: object) -> SuiteResult:
+        self.steps = []
+        return run_suite(
+            parse_suite(self.value(**tables)),
+            Listening(self.records),
+            self.steps.append,
+            max_minutes=max_minutes,
+            clock=lambda: self.fake.seconds,
+        )
+
+    @property
+    def actions(self) -> dict[str, str]:
+        return {step.run.name: step.action for step in self.steps}
+
+    @property
+    def folders(self) -> set[str]:
+        found = [p.parent for p in self.folder.glob("**/run.json")]
+        return {str(path.relative_to(self.folder)) for path in found}
+
+
+@pytest.fixture
+def study(tmp_path: Path, fake_runs: FakeRuns) -> Study:
+    fake_runs.figures = by_rate({0.1: (0.5, 0.9), 0.2: (0.6, 0.3)})
+    return Study(tmp_path, fake_runs)
+
+
+def by_rate(figures: Mapping[float, tuple[float, float]]) -> Any:
+    def of(config: RunConfig) -> tuple[float, float]:
+        return figures.get(config.train.learning_rate, (0.5, 0.5))
+
+    return of
+
+
+TRIALS = [f"run avg-skewed-learning-rate{rate}-seed1" for rate in (0.1, 0.2)]
+FINALS = [
+    "run dm-iid-seed0",
+    "run avg-iid-seed0",
+    "run dm-skewed-seed0",
+    "run avg-skewed-seed0",
+    "run dm-iid-seed1",
+    "run avg-iid-seed1",
+    "run dm-skewed-seed1",
+]
+"""All but the one that tuning runs: avg under skewed on seed 1."""
+
+
+def test_candidates_first_then_everything_with_the_winners_keys(study: Study) -> None:
+    result = study.run()
+    assert study.fake.took() == TRIALS + FINALS
+    (tuned,) = result.tuned
+    assert tuned.winner is not None
+    assert tuned.winner.candidate.keys == {"train.learning-rate": 0.2}
+    for run, loaded in result.runs:
+        if run.method == "avg":
+            assert loaded.config["train.learning-rate"] == 0.2
+    assert len(result.runs) == 8
+    assert (result.failures, result.num_left) == ((), 0)
+    value = json.loads((study.folder / "tuning.json").read_text())
+    assert value["tunings"][0]["winner"] == "learning-rate0.2"
+    assert result.comparison == (study.folder / "comparison.md",)
+    assert result.report == study.folder / "report.html"
+    assert "tuning" not in result.report.read_text()
+    assert [(e.setting, e.label, len(e.runs), e.num_seeds) for e in study.fake.compared] == [
+        (setting, method, 2, 2) for setting in ("iid", "skewed") for method in ("dm", "avg")
+    ]
+    assert study.fake.notes[0].startswith("avg was tuned under skewed on seed 1")
+    assert [step.number for step in study.steps] == list(range(1, 11))
+    assert {step.total for step in study.steps} == {10}
+
+
+def test_test_figures_have_no_part_in_the_choice(study: Study) -> None:
+    """The orders by validation and by test disagree; each way, validation wins."""
+    study.fake.figures = by_rate({0.1: (0.9, 0.1), 0.2: (0.2, 1.0)})
+    (tuned,) = study.run().tuned
+    assert tuned.winner is not None
+    assert tuned.winner.candidate.keys == {"train.learning-rate": 0.1}
+
+
+def test_test_figures_of_candidates_are_not_told(study: Study) -> None:
+    study.run()
+    trials, finals = study.records[:2], study.records[2:]
+    assert [record.validation and record.validation.accuracy for record in trials] == [0.5, 0.6]
+    for record in trials:
+        assert (record.test, record.client_accuracy, record.worst_client_accuracy) == (None,) * 3
+    assert all(record.test is not None for record in finals)
+    told = (study.folder / "tuning.json").read_text()
+    assert "0.3" not in told
+    assert "0.9" not in told
+
+
+def test_what_tuning_has_run_is_copied_and_stands_on_its_own(study: Study) -> None:
+    study.run()
+    assert study.actions["avg-skewed-seed1"] == "tuned"
+    trial = study.folder / "tuning" / "avg-skewed-learning-rate0.2-seed1"
+    made = load_run(study.folder / "avg-skewed-seed1")
+    assert made.rounds == load_run(trial).rounds
+    assert (made.name, made.config["name"]) == ("avg-skewed-seed1", "avg-skewed-seed1")
+    assert made.config["runs"] == str(study.folder)
+    assert RunFolder(trial).read_json("run")["name"] == trial.name
+    assert not list(study.folder.glob("**/*.part"))
+
+
+def test_a_finished_suite_runs_nothing(study: Study) -> None:
+    study.run()
+    study.fake.took()
+    study.fake.planned.clear()
+    result = study.run()
+    assert study.fake.took() == []
+    assert study.fake.planned == []
+    assert set(study.actions.values()) == {"done"}
+    assert len(result.runs) == 8
+
+
+@pytest.mark.parametrize("position", range(9))
+def test_interrupted_anywhere_the_same_call_ends_with_the_same(study: Study, position: int) -> None:
+    name = [*TRIALS, *FINALS][position].removeprefix("run ")
+    study.fake.raises[name] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    before = study.fake.took()
+    assert before == [*TRIALS, *FINALS][: position + 1]
+    study.fake.raises.clear()
+    result = study.run()
+    assert study.fake.took() == [f"resume {name}", *[*TRIALS, *FINALS][position + 1 :]]
+    assert study.actions[("tuning/" if position < 2 else "") + name] == "incomplete"
+    assert len(result.runs) == 8
+    (tuned,) = result.tuned
+    assert tuned.winner is not None
+    assert tuned.winner.candidate.keys == {"train.learning-rate": 0.2}
+    assert study.folders == {
+        *(f"tuning/{trial.removeprefix('run ')}" for trial in TRIALS),
+        *(final.removeprefix("run ") for final in FINALS),
+        "avg-skewed-seed1",
+    }
+
+
+@pytest.mark.parametrize("name", [TRIALS[0][4:], FINALS[0][4:]])
+def test_what_cannot_go_on_is_moved_aside_and_run_anew(study: Study, name: str) -> None:
+    study.fake.raises[name] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    study.fake.raises.clear()
+    study.fake.took()
+    study.fake.cannot_go_on.add(name)
+    study.run()
+    assert study.fake.took()[:2] == [f"resume {name}", f"run {name}"]
+    (told,) = [step for step in study.steps if step.action == "damaged"]
+    assert told.run.config.name == name
+    assert "torn" in told.reason
+    moved = [folder for folder in study.folders if folder.endswith(f"{name}.incomplete-1")]
+    assert len(moved) == 1
+
+
+def test_what_holds_no_record_is_moved_aside(study: Study) -> None:
+    (study.folder / "dm-iid-seed0").mkdir(parents=True)
+    (study.folder / "dm-iid-seed0" / "mine.txt").write_text("kept")
+    study.run()
+    assert (study.folder / "dm-iid-seed0.damaged-1" / "mine.txt").read_text() == "kept"
+    assert [step.reason for step in study.steps if step.action == "damaged"] != [""]
+
+
+def test_a_changed_key_makes_its_runs_outdated(study: Study) -> None:
+    study.run()
+    study.fake.took()
+    methods = study.value()["methods"]
+    assert isinstance(methods, list)
+    changed = [{**methods[0], "feddm.iterations": 5}, methods[1]]
+    study.run(methods=changed)
+    assert study.fake.took() == [name for name in FINALS if "dm-" in name]
+    for name in ("dm-iid-seed0", "dm-skewed-seed1"):
+        assert study.actions[name] == "outdated"
+        assert f"{name}.outdated-1" in study.folders
+    assert study.actions["avg-iid-seed0"] == "done"
+
+
+def test_a_new_winner_moves_the_old_ones_runs_aside_and_keeps_its_trials(study: Study) -> None:
+    study.run()
+    study.fake.took()
+    study.fake.figures = by_rate({0.4: (0.9, 0.1), 0.1: (0.5, 0.9), 0.2: (0.6, 0.3)})
+    methods = study.value()["methods"]
+    assert isinstance(methods, list)
+    grid = {"train.learning-rate": [0.1, 0.2, 0.4]}
+    study.run(methods=[methods[0], {**methods[1], "grid": grid}])
+    assert study.fake.took() == [
+        "run avg-skewed-learning-rate0.4-seed1",
+        *(name for name in FINALS if "avg-" in name),
+    ]
+    moved = {f"avg-{s}-seed{k}.outdated-1" for s in ("iid", "skewed") for k in (0, 1)}
+    assert moved < study.folders
+    assert load_run(study.folder / "avg-skewed-seed1").config["train.learning-rate"] == 0.4
+    study.run(methods=[methods[0], {**methods[1], "grid": grid}])
+    assert study.fake.took() == []
+
+
+def test_a_candidate_that_diverges_loses_and_is_left_at_that(study: Study) -> None:
+    study.fake.raises[TRIALS[1][4:]] = DIVERGED
+    result = study.run()
+    (tuned,) = result.tuned
+    assert tuned.winner is not None
+    assert tuned.winner.candidate.keys == {"train.learning-rate": 0.1}
+    assert tuned.tried[1].failure == f"RunError: {DIVERGED}"
+    assert result.failures == ()
+    assert len(result.runs) == 8
+    study.fake.took()
+    again = study.run()
+    assert study.fake.took() == []
+    assert study.actions[f"tuning/{TRIALS[1][4:]}"] == "failed"
+    assert again.tuned == result.tuned
+
+
+def test_a_candidate_that_fails_on_one_seed_is_not_run_on_the_others(study: Study) -> None:
+    name = "avg-skewed-learning-rate0.1-seed0"
+    study.fake.raises[name] = DIVERGED
+    result = study.run(tuning={"setting": "skewed"})
+    assert study.fake.took()[:3] == [
+        f"run {name}",
+        "run avg-skewed-learning-rate0.2-seed0",
+        "run avg-skewed-learning-rate0.2-seed1",
+    ]
+    assert len(result.runs) == 8
+    assert study.steps[-1].number == study.steps[-1].total == 12
+
+
+def test_a_candidate_that_the_machine_failed_is_tried_again(study: Study) -> None:
+    name = TRIALS[1][4:]
+    study.fake.raises[name] = MemoryError("full")
+    (tuned,) = study.run().tuned
+    assert tuned.tried[1].failure == "MemoryError: full"
+    study.fake.raises.clear()
+    study.fake.took()
+    (tuned,) = study.run().tuned
+    assert study.fake.took()[0] == f"resume {name}"
+    assert tuned.winner is not None
+    assert tuned.winner.candidate.keys == {"train.learning-rate": 0.2}
+
+
+def test_a_method_whose_candidates_all_fail_does_not_stop_the_others(study: Study) -> None:
+    study.fake.raises = {name[4:]: DIVERGED for name in TRIALS}
+    result = study.run()
+    assert [run.method for run, _ in result.runs] == ["dm"] * 4
+    (tuned,) = result.tuned
+    assert tuned.failed
+    assert result.num_left == 0
+    assert study.steps[-1].number == study.steps[-1].total == 10
+    assert [(e.label, len(e.runs)) for e in study.fake.compared] == [("dm", 2), ("avg", 0)] * 2
+
+
+def test_a_final_run_that_fails_does_not_stop_the_others(study: Study) -> None:
+    study.fake.raises["dm-iid-seed0"] = DIVERGED
+    result = study.run()
+    assert [(run.name, error) for run, error in result.failures] == [("dm-iid-seed0", DIVERGED)]
+    assert len(result.runs) == 7
+
+
+def test_each_setting_takes_its_own_winner(study: Study) -> None:
+    def figures(config: RunConfig) -> tuple[float, float]:
+        better = 0.1 if config.partition.scheme == "iid" else 0.2
+        return (0.9 if config.train.learning_rate == better else 0.1, 0.5)
+
+    study.fake.figures = figures
+    result = study.run(tuning={"setting": "each", "seeds": [0]})
+    taken = {
+        (run.setting, loaded.config["train.learning-rate"])
+        for run, loaded in result.runs
+        if run.method == "avg"
+    }
+    assert taken == {("iid", 0.1), ("skewed", 0.2)}
+    assert study.actions["avg-iid-seed0"] == study.actions["avg-skewed-seed0"] == "tuned"
+
+
+@pytest.mark.parametrize("minutes", [1, 2, 3, 6, 9])
+def test_no_run_starts_after_the_time_and_the_same_call_goes_on(study: Study, minutes: int) -> None:
+    """A run takes a minute, so `minutes` of them start."""
+    result = study.run(max_minutes=minutes)
+    assert study.fake.took() == [*TRIALS, *FINALS][:minutes]
+    assert result.num_left == 9 - minutes
+    assert (
+        study.fake.notes[-1:] == [f"Not complete: {9 - minutes} of 10 runs are left to run."]
+    ) == (2 <= minutes < 9)
+    if minutes < 2:
+        assert result.tuned[0].winner is None
+        assert (result.report, result.comparison) == (None, ())
+    result = study.run(max_minutes=100)
+    assert study.fake.took() == [*TRIALS, *FINALS][minutes:]
+    assert (len(result.runs), result.num_left) == (8, 0)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_a_time_that_is_none_is_refused(study: Study, minutes: float) -> None:
+    with pytest.raises(ConfigError, match="max-minutes"):
+        study.run(max_minutes=minutes)
+    assert not study.folder.exists()
+
+
+def test_what_is_refused_is_told_before_anything_is_written(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(runs: object) -> None:
+        raise RunError("no such device")
+
+    monkeypatch.setattr("experiments.execution.plan_suite", refuse)
+    with pytest.raises(RunError, match="device"):
+        study.run()
+    assert study.fake.took() == []
+    assert not study.folder.exists()
+
+
+def test_what_is_checked_before_the_start(study: Study) -> None:
+    """All candidates' runs; of runs that a winner will have elsewhere, the first candidate's."""
+    study.run()
+    assert sorted(study.fake.planned) == sorted(
+        [f"tuning/{name[4:]}" for name in TRIALS] + [name[4:] for name in FINALS]
+    )
+
+
+HOLDS = """
+import sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_suite_that_another_process_runs_is_refused(study: Study) -> None:
+    study.folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(study.folder / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="another comparison") as caught:
+            study.run()
+        assert str(study.folder) in str(caught.value)
+        assert study.fake.took() == []
+        other.communicate()
+    study.run()
+    assert len(study.fake.took()) == 9
+
+
+def test_the_suite_is_held_while_it_runs_and_let_go_whatever_happens(study: Study) -> None:
+    held: list[bool] = []
+
+    def figures(config: RunConfig) -> tuple[float, float]:
+        lock = FileLock(study.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except TimeoutError:
+            held.append(True)
+        else:
+            lock.release()
+            held.append(False)
+        raise KeyboardInterrupt
+
+    study.fake.figures = figures
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    assert held == [True]
+    with FileLock(study.folder / ".lock", timeout=0):
+        pass
+
+
+def test_where_clients_run_may_change_in_the_middle(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.fake.raises["dm-iid-seed0"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        study.run()
+    study.fake.raises.clear()
+    changes: list[Mapping[str, object]] = []
+    resume = study.fake.resume
+
+    def remember(
+        path: Path, progress: Any, given: Mapping[str, object], *, keep_data: bool
+    ) -> Path:
+        changes.append(given)
+        return resume(path, progress, given, keep_data=keep_data)
+
+    monkeypatch.setattr("experiments.run.resume", remember)
+    study.run(base={"runs": str(study.root), "checkpoint-every": 3})
+    assert [given["checkpoint-every"] for given in changes] == [3]
+    assert not {"runs", "name", "rounds"} & changes[0].keys()

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from core.errors import RecordError
+from report.comparison import Entry, write_comparison
+from report.loading import LoadedRun, load_run, load_runs
+from tests.unit.report.conftest import judged_as
+
+MakeRun = Callable[..., Path]
+Table = dict[str, dict[str, str]]
+
+
+def tables_of(markdown: str) -> list[Table]:
+    """Every table: for each row, by its first cell, the other cells by heading."""
+    tables: list[Table] = []
+    for block in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
+        head, rule, *rows = [
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            for line in block.splitlines()
+        ]
+        assert set(rule) <= {"---", "---:"} and len(rule) == len(head)
+        tables.append({row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows})
+    return tables
+
+
+def written(
+    entries: Iterable[Entry], folder: Path, target_accuracy: float | None = None
+) -> tuple[str, str]:
+    """The Markdown and the LaTeX."""
+    write_comparison(
+        list(entries), folder, title="A_title", target_accuracy=target_accuracy, notes=["50% note."]
+    )
+    return (folder / "comparison.md").read_text(), (folder / "comparison.tex").read_text()
+
+
+@pytest.fixture
+def three_seeds(make_run: MakeRun) -> tuple[LoadedRun, ...]:
+    """Every second round evaluated; seeds reach 60% in rounds 2 and 4, and never."""
+    tests: list[list[float | None]] = [
+        [0.1, None, 0.6, None, 0.8],
+        [0.1, None, 0.5, None, 0.7],
+        [0.1, None, 0.4, None, 0.3],
+    ]
+    validations: list[list[float | None]] = [
+        [0.1, None, 0.9, None, 0.9],
+        [0.1, None, 0.5, None, 0.7],
+        [0.1, None, 0.4, None, 0.3],
+    ]
+    return tuple(
+        judged_as(make_run("fedavg", seed, rounds=4), test=test, validation=validation,
+                  bytes_up=1000, client_s=10.0)
+        for seed, (test, validation) in enumerate(zip(tests, validations, strict=True))
+    )  # fmt: skip
+
+
+def test_the_tables_are_the_records_by_hand(
+    three_seeds: tuple[LoadedRun, ...], tmp_path: Path
+) -> None:
+    markdown, _ = written([Entry("", "fedavg", three_seeds, 3)], tmp_path, 0.6)
+    accuracies, costs = tables_of(markdown)
+    spread = statistics.stdev([80, 70, 30])
+    best = statistics.stdev([60, 70, 40])
+    row = accuracies["fedavg"]
+    assert row["Seeds"] == "0 to 2"
+    assert row["Test accuracy, %"] == f"60.00 ± {spread:.2f}"
+    assert row["At best validation, %"] == f"{170 / 3:.2f} ± {best:.2f}"
+    assert row["Best round"] == "2 to 4"
+    worst = [100 * (run.final.worst_client_accuracy or 0) for run in three_seeds if run.final]
+    assert row["Worst client, %"] == f"{statistics.mean(worst):.2f} ± {statistics.stdev(worst):.2f}"
+    assert costs["fedavg"] == {
+        "Reached 60%": "2 of 3 seeds",
+        "Rounds to 60%": "3.0 ± 1.4",
+        "Uploaded to 60%": "3.00 ± 1.41 kB",
+        "Client s to 60%": "30.00 ± 14.14",
+        "Rounds": "4",
+        "Uploaded": "4.00 ± 0 kB",
+        "Downloaded": "12.00 ± 0 kB",
+        "Client s": "40.00 ± 0",
+        "Server s": "2.00 ± 0",
+    }
+    assert "test accuracy of at least 60%" in markdown
+
+
+def test_a_target_that_nobody_reaches_has_no_cost(
+    three_seeds: tuple[LoadedRun, ...], tmp_path: Path
+) -> None:
+    _, costs = tables_of(written([Entry("", "fedavg", three_seeds, 3)], tmp_path, 0.81)[0])
+    row = costs["fedavg"]
+    assert row["Reached 81%"] == "0 of 3 seeds"
+    assert {row[f"{what} to 81%"] for what in ("Rounds", "Uploaded", "Client s")} == {"—"}
+
+
+def test_no_target_is_invented(three_seeds: tuple[LoadedRun, ...], tmp_path: Path) -> None:
+    markdown, latex = written([Entry("", "fedavg", three_seeds, 3)], tmp_path)
+    _, costs = tables_of(markdown)
+    assert list(costs["fedavg"]) == ["Rounds", "Uploaded", "Downloaded", "Client s", "Server s"]
+    for text in (markdown, latex):
+        assert not re.search(r"\b(reached|to \d+\\?%)", text, re.IGNORECASE)
+
+
+def test_missing_seeds_are_marked(make_run: MakeRun, tmp_path: Path) -> None:
+    done = load_run(make_run("fedavg", 0, rounds=3))
+    cut = load_run(make_run("fedavg", 1, rounds=3, done=2, status="interrupted"))
+    markdown, latex = written(
+        [Entry("", "fedavg", (done, cut), 3), Entry("", "none", (), 3)], tmp_path, 0.1
+    )
+    accuracies, costs = tables_of(markdown)
+    assert done.final is not None and done.final.test is not None
+    assert accuracies["fedavg"]["Seeds"] == "0 (1 of 3)"
+    assert accuracies["fedavg"]["Test accuracy, %"] == f"{100 * done.final.test.accuracy:.2f}"
+    assert accuracies["none"]["Seeds"] == "none (0 of 3)"
+    assert set(accuracies["none"].values()) == {"none (0 of 3)", "—"}
+    assert set(costs["none"].values()) == {"—"}
+    note = "fedavg: 2 of 3 seeds missing: seed 1 is interrupted at round 2 of 3."
+    assert f"- {note}\n" in markdown and note in latex
+    assert "- none: 3 of 3 seeds missing." in markdown
+
+
+def test_a_suite_without_any_complete_run_has_no_figure(tmp_path: Path) -> None:
+    entries = [Entry("a", "fedavg", (), 1), Entry("b", "fedavg", (), 1)]
+    markdown, latex = written(entries, tmp_path)
+    assert "![" not in markdown and "includegraphics" not in latex
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.md", "comparison.tex"]
+
+
+def test_raw_images_and_attacks_are_marked(make_run: MakeRun, tmp_path: Path) -> None:
+    attack = {"attack.kind": "scale", "attack.fraction": 0.25, "attack.factor": -3.5}
+    raw = load_run(make_run("real-images", rounds=1))
+    attacked = load_run(make_run("fedavg", rounds=1, settings=attack))
+    both = [Entry("", "pixels", (raw,), 1), Entry("", "avg", (attacked,), 1)]
+    markdown, latex = written(both, tmp_path)
+    for table in tables_of(markdown):
+        assert list(table) == ["pixels (not private)", "avg (attack: scale x-3.5, 25% of clients)"]
+    assert r"avg (attack: scale x-3.5, 25\% of clients) &" in latex
+    assert "clients send real images as they are" in markdown
+
+
+def test_settings_have_parts_of_their_own_and_are_seen_side_by_side(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    entries = [
+        Entry(
+            setting, strategy, (load_run(make_run(strategy, rounds=2, name=f"{strategy}{n}")),), 1
+        )
+        for n, setting in enumerate(("alpha=0.01", "alpha_1"))
+        for strategy in ("feddm", "fedavg")
+    ]
+    markdown, latex = written(entries, tmp_path, 0.5)
+    assert re.findall(r"^## (.*)$", markdown, re.MULTILINE) == ["alpha=0.01", "alpha_1"]
+    assert [list(table) for table in tables_of(markdown)] == [["feddm", "fedavg"]] * 4
+    images = re.findall(r"!\[.*?\]\((.*?)\)", markdown)
+    assert images == [
+        "comparison/final-accuracy.svg",
+        "comparison/curves-01-alpha-0-01.svg",
+        "comparison/curves-02-alpha-1.svg",
+    ]
+    prints = re.findall(r"\\includegraphics\[.*?\]\{(.*?)\}", latex)
+    assert prints == [image.replace(".svg", ".pdf") for image in images]
+    for name in (*images, *prints):
+        assert (tmp_path / name).stat().st_size > 0
+    assert r"\caption{alpha\_1. " in latex
+
+
+def test_text_is_escaped_in_both_forms(make_run: MakeRun, tmp_path: Path) -> None:
+    hostile = "a|b_{<script>}\n&%$x$"
+    entries = [Entry(hostile, hostile, (load_run(make_run(rounds=1)),), 2)]
+    markdown, latex = written(entries, tmp_path, 0.5)
+    assert "<script>" not in markdown
+    assert len(tables_of(markdown)) == 2
+    bare = re.sub(r"\\[&%$_{}#]|\$\\pm\$", "", "\n".join(re.findall(r"a\\textbar.*", latex)))
+    assert "script" in bare
+    assert not re.search(r"[$%_#]|<|>", bare)
+    assert "50\\% note." in latex and "50% note." in markdown
+
+
+def test_equal_records_give_equal_files(three_methods: list[Path], tmp_path: Path) -> None:
+    runs = load_runs(three_methods)
+    entries = [
+        Entry(setting, runs[n].strategy, tuple(runs[n : n + 3]), 3)
+        for setting in ("a", "b")
+        for n in (0, 3, 6)
+    ]
+    contents = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        paths = write_comparison(entries, folder, title="t", target_accuracy=0.5, notes=[])
+        assert len(paths) == 2 + 2 * 3
+        assert sorted(paths) == sorted(path for path in folder.rglob("*") if path.is_file())
+        contents.append([path.read_bytes() for path in paths])
+    assert contents[0] == contents[1]
+
+
+def test_a_place_that_cannot_be_written_to_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    entry = Entry("", "feddm", (load_run(make_run(rounds=1)),), 1)
+    with pytest.raises(RecordError, match=r"comparison\.md cannot be written"):
+        write_comparison([entry], tmp_path / "file", title="t", target_accuracy=None, notes=[])
