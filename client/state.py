@@ -42,8 +42,8 @@ class ClientStore:
         Raises:
             RunError: The file is missing or damaged.
         """
-        for path, round in self._kept():
-            if not retained_round <= round <= acknowledged_round:
+        for path, number in self._kept():
+            if not retained_round <= number <= acknowledged_round:
                 path.unlink(missing_ok=True)
         if acknowledged_round == 0:
             return None

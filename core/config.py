@@ -551,6 +551,10 @@ def _conflicts(config: RunConfig) -> Iterable[Problem]:
     if faults.straggler_rate and not (faults.deadline_s or cohort.over_sampling):
         rule = "a late reply changes nothing without faults.deadline-s or cohort.over-sampling"
         yield Problem("faults.straggler-rate", f"{faults.straggler_rate:g}", rule)
+    attack = config.attack
+    if attack.kind != "none" and attack.fraction and not round(attack.fraction * clients):
+        rule = f"rounds to no malicious client of partition.clients={clients}; raise it, or 0"
+        yield Problem("attack.fraction", f"{attack.fraction:g}", rule)
     if not faults.straggler_rate:
         for key, value, default in (
             ("faults.deadline-s", faults.deadline_s, 0.0),

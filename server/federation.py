@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
+from core.config import RunConfig
 from core.errors import RunError
 from core.metrics import expected_accuracy
 from core.parameters import ParameterVector
@@ -101,8 +102,11 @@ class Federation:
             _refuse_divergence(number, outcome)
             server_s = time.perf_counter() - served
             now = _after(now, outcome.state, received)
-            self._record(now, outcome, received, server_s, started, began)
-            _refuse_emptiness(now, received, config.cohort.max_empty_rounds, config.rounds)
+            hopeless = _hopeless(now, received, config)
+            keep = hopeless is None  # a run that goes on later asks these clients again
+            self._record(now, outcome, received, server_s, started, began, keep=keep)
+            if hopeless is not None:
+                raise RunError(hopeless)
 
     def _steps(self, cohort: Cohort) -> int:
         strategy = self._preparation.strategy
@@ -239,6 +243,8 @@ class Federation:
         server_s: float,
         started: float,
         began: float,
+        *,
+        keep: bool = True,
     ) -> None:
         judged_from = time.perf_counter()
         judged = None
@@ -269,7 +275,7 @@ class Federation:
                 "elapsed": ended - began,
             },
         )
-        self._recorder.round(record, outcome.mosaic, now)
+        self._recorder.round(record, outcome.mosaic, now, keep=keep)
         self._progress.round_ended(record)
 
     def _evaluate(self, state: ServerState) -> FederatedEvaluation:
@@ -313,18 +319,18 @@ def _without_reply(
     return Received(None, record)
 
 
-def _refuse_emptiness(
-    now: Checkpoint, received: Sequence[Received], max_empty_rounds: int, rounds: int
-) -> None:
-    """End a run that gets nowhere, telling what the last round's first client said."""
-    over = now.round == rounds and now.empty_rounds == rounds
-    if now.empty_rounds >= max_empty_rounds or over:
-        told = min(received, key=lambda item: (not item.trace, item.record.partition_id))
-        raise RunError(
-            f"no reply counted in {now.empty_rounds} rounds in a row "
-            f"(cohort.max-empty-rounds={max_empty_rounds}); client "
-            f"{told.record.partition_id}: {told.trace or told.record.failure}"
-        )
+def _hopeless(now: Checkpoint, received: Sequence[Received], config: RunConfig) -> str | None:
+    """Why a run that gets nowhere ends here, with what a client of the last round said."""
+    most = config.cohort.max_empty_rounds
+    over = now.round == config.rounds and now.empty_rounds == config.rounds
+    if now.empty_rounds < most and not over:
+        return None
+    told = min(received, key=lambda item: (not item.trace, item.record.partition_id))
+    return (
+        f"no reply counted in {now.empty_rounds} rounds in a row "
+        f"(cohort.max-empty-rounds={most}); client {told.record.partition_id}: "
+        f"{told.trace or told.record.failure}"
+    )
 
 
 def _refuse_divergence(round: int, outcome: RoundOutcome) -> None:

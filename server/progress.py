@@ -108,12 +108,12 @@ def round_line(record: RoundRecord, rounds: int) -> str:
     'round 2/5  not evaluated  up 20 B  down 10 B  1.5 s'
     """
     width = len(str(rounds))
-    judged = "not evaluated"
-    if record.test is not None and record.validation is not None:
-        judged = (
-            f"test accuracy {record.test.accuracy:6.2%}  "
-            f"validation {record.validation.accuracy:6.2%}"
-        )
+    told = [
+        f"{title} {judged.accuracy:6.2%}"
+        for title, judged in (("test accuracy", record.test), ("validation", record.validation))
+        if judged is not None
+    ]
+    judged = "  ".join(told) or "not evaluated"
     return (
         f"round {record.round:>{width}}/{rounds}  {judged}  "
         f"up {record.bytes_up:,} B  down {record.bytes_down:,} B  {record.seconds['wall']:.1f} s"

@@ -181,15 +181,25 @@ class Recorder:
         """The last round of this client that counted, as the oldest checkpoint has it."""
         return self._retained[0].get(partition_id, 0) if self._retained else 0
 
-    def round(self, record: RoundRecord, mosaic: Mosaic | None, now: Checkpoint) -> None:
-        """Put one round on record: images, checkpoint, figures, and last the line that counts."""
+    def round(
+        self, record: RoundRecord, mosaic: Mosaic | None, now: Checkpoint, *, keep: bool = True
+    ) -> None:
+        """Put one round on record: images, checkpoint, figures, and last the line that counts.
+
+        Args:
+            record: What happened.
+            mosaic: Images that clients sent, if any.
+            now: Where the run stands.
+            keep: Whether a run that is cut off may go on from here.
+        """
         config = self._preparation.config
         if mosaic is not None:
             tensors = with_nearest_images(
                 mosaic, self._preparation.workload.dataset, self._preparation.partition
             )
             write_whole(self.folder.tesserae(record.round), save(tensors))
-        if record.round % config.checkpoint_every == 0 or record.round == config.rounds:
+        due = record.round % config.checkpoint_every == 0 or record.round == config.rounds
+        if keep and due:
             now.write(self.folder.checkpoint(record.round), self._identity)
             self._retained = [*self._retained, now.acknowledged][-CHECKPOINTS_KEPT:]
             for _, path in self._checkpoints()[:-CHECKPOINTS_KEPT]:

@@ -348,6 +348,14 @@ class CollectingStrategy(Strategy):
         return [*accumulator, reply]
 
 
+def wrong_count(reply: Reply, client: ClientShape) -> list[str]:
+    """Why the reply's ``num_examples`` is refused, if it is not what the client holds."""
+    count = reply.record.metrics["num_examples"]
+    if count == client.num_examples:
+        return []
+    return [f"num_examples is {count}, but the client holds {client.num_examples}"]
+
+
 def model_seed(config: RunConfig) -> int:
     """Seed of the initial model, the same wherever it is built."""
     return derive_seed(config.seed, "model")

@@ -35,6 +35,7 @@ from strategies.base import (
     Strategy,
     arrays_of,
     tensors_of,
+    wrong_count,
 )
 from strategies.local_sgd import Correction, num_steps, train_locally
 
@@ -154,10 +155,7 @@ class FedAvgClient(Strategy):
 
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """A client counts in proportion to its examples, so it must not invent any."""
-        count = reply.record.metrics["num_examples"]
-        if count == client.num_examples:
-            return []
-        return [f"num_examples is {count}, but the client holds {client.num_examples}"]
+        return wrong_count(reply, client)
 
 
 class FedAvg(FedAvgClient):

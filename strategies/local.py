@@ -34,6 +34,7 @@ from strategies.base import (
     ServerState,
     ServerTask,
     model_seed,
+    wrong_count,
 )
 from strategies.local_sgd import num_steps, train_locally
 
@@ -99,7 +100,7 @@ class Local(CollectingStrategy):
 
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """Counts must be counts."""
-        return [
+        return wrong_count(reply, client) + [
             f"{name} holds {array.min()}, expected counts of at least one image"
             for name, array in reply.record.arrays.items()
             if array.min() < 0 or array.sum() < 1

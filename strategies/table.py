@@ -6,7 +6,7 @@ A new built-in method is one file and one line here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from core.config import Key, RunConfig, keys, parse
@@ -114,9 +114,18 @@ def parse_config(flat: Mapping[str, object]) -> RunConfig:
     }
     readers = {name: tuple(kind.sections) for name, kind in known.items()}
     config = parse(flat, sections=sections, strategies=readers)
-    if problems := list(strategy_class(config.strategy).problems(config)):
+    kind = strategy_class(config.strategy)
+    if problems := [*_attack_problems(kind, config), *kind.problems(config)]:
         raise ConfigError(problems)
     return config
+
+
+def _attack_problems(kind: type[Strategy], config: RunConfig) -> Iterable[Problem]:
+    """An attack is one on the model that clients make together."""
+    if config.attack.kind != "none" and not (kind.asks_clients and kind.has_global_model):
+        reason = "has no global model to attack" if kind.asks_clients else "asks no clients"
+        rule = f"strategy {config.strategy} {reason}; leave it out"
+        yield Problem("attack.kind", config.attack.kind, rule)
 
 
 def config_keys() -> list[Key]:

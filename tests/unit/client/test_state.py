@@ -31,8 +31,8 @@ def test_only_the_acknowledged_round_is_read(tmp_path: Path) -> None:
 
 def test_what_a_checkpoint_may_lead_back_to_is_kept(tmp_path: Path) -> None:
     store = ClientStore(tmp_path, 0)
-    for round in range(1, 6):
-        store.write(round, state(float(round)))
+    for number in range(1, 6):
+        store.write(number, state(float(number)))
     assert store.read(5, retained_round=3) is not None
     assert sorted(path.name.split("-")[-1][:5] for path in tmp_path.iterdir()) == [
         "00003",

@@ -120,6 +120,9 @@ def test_stragglers_arrive_last() -> None:
         ({"faults.deadline-s": 3.0}, r"read only with faults.straggler-rate"),
         ({"faults.straggler-delay-s": 3.0}, r"read only with faults.straggler-rate"),
         ({"faults.dropout-rate": 1.5}, r"at most 1"),
+        ({"attack.kind": "scale", "attack.fraction": 0.04}, r"rounds to no malicious client"),
+        ({"attack.kind": "scale", "strategy": "centralized"}, r"asks no clients; leave it out"),
+        ({"attack.kind": "label-flip", "strategy": "local"}, r"has no global model to attack"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(keys: dict[str, object], message: str) -> None:
