@@ -160,14 +160,17 @@ def simulate(
 
 @contextmanager
 def _termination_raises() -> Iterator[None]:
-    """Let SIGTERM, which would skip all clearing up, raise SystemExit for the length of a run."""
+    """Let SIGTERM, which would skip all clearing up, interrupt for the length of a run as ^C does.
+
+    SystemExit would not do: raised within a client's call it would count as that client's failure.
+    """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
 
     def end(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
     try:

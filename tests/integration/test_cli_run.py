@@ -145,7 +145,8 @@ def test_a_run_that_fails_says_why_and_records_it(tmp_path: Path) -> None:
     assert "no luck" in record["failure"]
 
 
-def test_an_interrupted_run_is_recorded_as_such(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_recorded_as_such(number: signal.Signals, tmp_path: Path) -> None:
     words = ("strategy=fedavg", *TINY[:1], "rounds=100000", *TINY[2:], "name=mine")
     with subprocess.Popen(
         [sys.executable, "-m", "cli.main", "run", *words, f"runs={tmp_path}"],
@@ -158,12 +159,12 @@ def test_an_interrupted_run_is_recorded_as_such(tmp_path: Path) -> None:
         assert process.stderr is not None
         for line in process.stdout:
             if line.startswith("round      2/"):
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 break
         output = process.stdout.read()
         assert process.wait(timeout=60) == 130
         assert process.stderr.read() == "tessera: interrupted\n"
-    assert "run interrupted" in output
+    assert "run interrupted; go on with: tessera run --resume" in output
     run = load_run(tmp_path / "mine")
     assert run.status == "interrupted"
     assert run.rounds_done >= 2
@@ -174,7 +175,7 @@ def test_a_terminal_shows_bars_and_gets_its_cursor_back(tmp_path: Path) -> None:
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     environment.pop("CI", None)
     words = [*tiny("feddm"), "feddm.iterations=200", f"runs={tmp_path}"]
-    words.remove("feddm.iterations=2")
+    words.remove("feddm.iterations=3")
     with subprocess.Popen(
         [sys.executable, "-m", "cli.main", "run", *words],
         cwd=ROOT,
