@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.attacks import malicious_clients, poison, tamper
-from client.state import ClientStore
+from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import resolve_device
 from core.errors import DataError
@@ -71,7 +71,7 @@ def train(message: Message, context: Context) -> Message:
     round_number = int(received.settings["round"])
     resident = _resident(tuple(sorted(context.run_config.items())), context.run_id)
     partition_id = int(context.node_config["partition-id"])
-    store = ClientStore(resident.folder.clients, partition_id)
+    store = ClientStore(resident.folder.clients, partition_id, resident.config.identity())
     malicious, attack = partition_id in resident.malicious, resident.config.attack
     examples = resident.examples(partition_id)
     if malicious:
@@ -104,9 +104,9 @@ def _state(
 ) -> dict[str, torch.Tensor] | None:
     if not strategy.keeps_client_state():
         return None
-    return store.read(
-        int(received.settings["acknowledged-round"]), int(received.settings["retained-round"])
-    )
+    acknowledged = int(received.settings["acknowledged-round"])
+    store.forget(int(received.settings["retained-round"]), acknowledged)
+    return store.read(acknowledged)
 
 
 @app.query()

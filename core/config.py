@@ -35,7 +35,6 @@ NOT_SETTINGS = frozenset(
         "engine.kind",
         "engine.workers",
         "engine.gpus-per-worker",
-        "engine.round-timeout-s",
         "sinks.wandb",
         "sinks.mlflow",
         "sinks.project",
@@ -221,7 +220,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """Where clients are computed. Never changes a result, but for the two thread counts."""
+    """Where clients are computed. Changes no result but by thread counts and timeout."""
 
     kind: str = choice(
         "auto",

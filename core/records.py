@@ -157,12 +157,16 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, runs: str | Path, name: str) -> RunFolder:
-        """Make a new run folder, and `runs` where it is missing.
+    def create(cls, runs: str | Path, name: str, config: Mapping[str, Any]) -> RunFolder:
+        """Make a new run folder that holds its configuration, and `runs` where it is missing.
+
+        The folder appears with its configuration at once, so that whatever ends the process, there
+        is a run to go on with or no folder.
 
         Args:
             runs: Folder of run folders.
             name: Name of the new one.
+            config: The resolved configuration, flat keys.
 
         Raises:
             RecordError: The folder is there already, or cannot be made.
@@ -170,7 +174,11 @@ class RunFolder:
         path = Path(runs).expanduser().resolve() / name
         cls.check_free(runs, name)
         try:
-            path.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{name[:100]}."))
+            made.chmod(0o755)
+            cls(made).write_json("config", config)
+            made.rename(path)
         except OSError as error:
             raise RecordError(
                 f"run folder {path} cannot be made: {error.strerror}; give another runs=DIR"
@@ -313,7 +321,10 @@ class RunFolder:
                 value = json.loads(line)
                 if not isinstance(value, dict):
                     raise RecordError("not a JSON object")
-                yield RoundRecord.from_json(value)
+                record = RoundRecord.from_json(value)
+                if record.round != number - 1:
+                    raise RecordError(f"holds round {record.round}, expected {number - 1}")
+                yield record
             except ValueError as error:
                 raise RecordError(f"{self.rounds} line {number}: {error}") from error
 

@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+MAGNITUDE_LIMIT = 1e9
+"""No number that a client measures or sends is larger; one that is would only overflow sums."""
+
 Metric = int | float
 Setting = bool | int | float | str
 Array = npt.NDArray[Any]
@@ -79,7 +82,7 @@ class RecordSpec:
 
     def violations(self, record: Record) -> list[str]:
         """Ways in which `record` departs from this form, as sentences; empty if it fits."""
-        found, not_finite = [], []
+        found, not_finite, absurd = [], [], []
         for name in self.arrays.keys() - record.arrays.keys():
             found.append(f"array {name!r} is missing")
         for name in record.arrays.keys() - self.arrays.keys():
@@ -90,17 +93,29 @@ class RecordSpec:
                 found.append(f"array {name!r} has shape {array.shape}, expected {spec.shape}")
             if array.dtype.name != spec.dtype:
                 found.append(f"array {name!r} is {array.dtype.name}, expected {spec.dtype}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                not_finite.append(name)
+            if array.dtype.kind == "f":
+                if not np.isfinite(array).all():
+                    not_finite.append(name)
+                elif np.abs(array).max(initial=0) > MAGNITUDE_LIMIT:
+                    absurd.append(name)
         for name in set(self.metrics) ^ set(record.metrics):
             kind = "is missing" if name in self.metrics else "was not asked for"
             found.append(f"metric {name!r} {kind}")
         for name, value in record.metrics.items():
             if not np.isfinite(value):
                 found.append(f"metric {name!r} is {value}")
-        if not_finite:
-            others = f" (and {len(not_finite) - 1} more)" if len(not_finite) > 1 else ""
-            found.append(f"array {min(not_finite)!r}{others} holds NaN or infinity")
+            elif abs(value) > MAGNITUDE_LIMIT or (name.endswith("loss") and value < 0):
+                least = 0 if name.endswith("loss") else -MAGNITUDE_LIMIT
+                found.append(
+                    f"metric {name!r} is {value:g}, expected {least:g} to {MAGNITUDE_LIMIT:g}"
+                )
+        for names, what in (
+            (not_finite, "NaN or infinity"),
+            (absurd, f"a magnitude above {MAGNITUDE_LIMIT:g}"),
+        ):
+            if names:
+                others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                found.append(f"array {min(names)!r}{others} holds {what}")
         return sorted(found)
 
 

@@ -94,7 +94,6 @@ class RayWorkers:
         self._idle: deque[Any] = deque()
         self._queue: deque[_Call] = deque()
         self._running: dict[_Ref, tuple[Any, _Call]] = {}
-        self._cancelled: set[str] = set()
         self._store = _RecordStore()
         self._folder: str | None = None
         # Where the kernel can, Ray has it end Ray's processes with the thread that started them:
@@ -136,16 +135,21 @@ class RayWorkers:
                 outcome = Outcome(reply, None)
             self._idle.append(actor)
             self._hand_out()
-            if call.message_id not in self._cancelled:
-                return outcome
-            self._cancelled.remove(call.message_id)
+            return outcome
         return None
 
     def cancel(self, message_ids: Collection[str]) -> None:
-        """Take these calls out of the queue; replies of those that run will be dropped."""
+        """Take these calls out of the queue, and put other actors in the place of those at work.
+
+        A client that hangs would otherwise keep its actor for ever.
+        """
         self._queue = deque(call for call in self._queue if call.message_id not in message_ids)
-        running = {call.message_id for _, call in self._running.values()}
-        self._cancelled |= running.intersection(message_ids)
+        for result, (actor, call) in list(self._running.items()):
+            if call.message_id in message_ids:
+                del self._running[result]
+                ray.kill(actor)
+                self._idle.append(self._new_actor())
+        self._hand_out()
 
     def close(self) -> None:
         """End Ray and remove its files."""

@@ -69,13 +69,13 @@ def resume(
     """
     folder = RunFolder.open(path)
     config = _config_to_resume(folder, changes)
-    if (folder.path / "run.json").exists() and folder.read_json("run")["status"] == "complete":
+    if (folder.path / "run.json").exists() and folder.read_json("run").get("status") == "complete":
         return folder.path
     return _simulate(config, progress, resumes=True, keep_data=keep_data)
 
 
 def _config_to_resume(folder: RunFolder, changes: Mapping[str, object]) -> RunConfig:
-    free = NOT_SETTINGS - {"name", "runs"}
+    free = NOT_SETTINGS - {"name", "runs"}  # the run keeps its place
     rule = f"a run goes on as it began; only {', '.join(sorted(free))} may change"
     refused = [Problem(key, str(changes[key]), rule) for key in changes if key not in free]
     if refused:

@@ -35,7 +35,7 @@ def make_server_app(progress: Progress, *, resumes: bool = False) -> ServerApp:
             folder = RunFolder.open(run_folder_of(config.runs, name))
             recorder = Recorder.resume(folder, preparation)
         else:
-            recorder = Recorder(RunFolder.create(config.runs, name), preparation)
+            recorder = Recorder(RunFolder.create(config.runs, name, config.flat()), preparation)
         status, failure = "failed", None
         try:
             Federation(grid, preparation, recorder, progress).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,9 @@ from strategies.base import (
     ServerTask,
 )
 from strategies.flower import from_flower, serialise, serialised_bytes, to_flower
+
+_LONGEST_REASON, _LONGEST_TRACE = 500, 10_000
+"""Characters that are kept of what a client says of its failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,10 @@ class Federation:
         nodes = nodes_by_partition(self._grid, len(self._order))
         if now is None:
             now = Checkpoint(0, preparation.initial_state(), {}, 0)
-            self._record(now, RoundOutcome(now.state, {}), [], 0.0, began, began)
+            judged_from, outcome = time.perf_counter(), RoundOutcome(now.state, {})
+            judged = self._judge(0, outcome)
+            seconds = {"server": 0.0, "evaluation": time.perf_counter() - judged_from}
+            self._record(now, outcome, judged, [], seconds, began, began)
         for number in range(now.round + 1, config.rounds + 1):
             started = time.perf_counter()
             cohort = draw_cohort(config, self._order, number)
@@ -99,12 +106,21 @@ class Federation:
             task = self._server_task(number)
             with seeded_globals(derive_seed(task.seed, "layers")):
                 outcome = strategy.finish(now.state, accumulator, task)
-            _refuse_divergence(number, outcome)
             server_s = time.perf_counter() - served
+            judged_from = time.perf_counter()
+            judged = self._judge(number, outcome)
+            if why := _useless(number, outcome, judged):
+                if not cohort.asked:
+                    raise RunError(why)
+                received = [_discarded(item, why) for item in received]
+                outcome = RoundOutcome(now.state, _finite(outcome.metrics))
+                judged = self._judge(number, outcome)
+            evaluation_s = time.perf_counter() - judged_from
             now = _after(now, outcome.state, received)
             hopeless = _hopeless(now, received, config)
             keep = hopeless is None  # a run that goes on later asks these clients again
-            self._record(now, outcome, received, server_s, started, began, keep=keep)
+            seconds = {"server": server_s, "evaluation": evaluation_s}
+            self._record(now, outcome, judged, received, seconds, started, began, keep=keep)
             if hopeless is not None:
                 raise RunError(hopeless)
 
@@ -170,27 +186,29 @@ class Federation:
         self, round: int, requests: Mapping[int, Message], bytes_down: Mapping[int, int]
     ) -> Iterator[Received]:
         timeout = self._preparation.config.engine.round_timeout_s or None
-        missing = set(requests)
+        missing, sent = set(requests), time.perf_counter()
         for partition_id, message in stream_replies(self._grid, requests, timeout):
             missing.remove(partition_id)
-            yield self._receive(round, partition_id, message, bytes_down[partition_id])
+            most_s = time.perf_counter() - sent
+            yield self._receive(round, partition_id, message, bytes_down[partition_id], most_s)
         for k in sorted(missing):
             why = f"no reply within {timeout:g} s (engine.round-timeout-s)" if timeout else ""
             outcome: ReplyOutcome = "late" if timeout else "failed"
             yield _without_reply(k, bytes_down[k], outcome, why or "no reply")
 
     def _receive(
-        self, round: int, partition_id: int, message: Message, bytes_down: int
+        self, round: int, partition_id: int, message: Message, bytes_down: int, most_s: float
     ) -> Received:
-        """Validate one reply and count its bytes."""
+        """Validate one reply and count its bytes; training took at most `most_s`."""
         if message.has_error():
             trace = message.error.reason or f"error code {message.error.code}"
-            why = trace.partition("\n")[0]
+            why = _printable(trace.partition("\n")[0], _LONGEST_REASON)
             record = _without_reply(partition_id, bytes_down, "failed", why).record
-            return Received(None, record, trace=trace)
-        bytes_up = serialised_bytes(message)
+            return Received(None, record, trace=_printable(trace, _LONGEST_TRACE))
+        bytes_up = 0
         try:
-            reply = self._valid_reply(round, partition_id, message)
+            bytes_up = serialised_bytes(message)
+            reply = self._valid_reply(round, partition_id, message, most_s)
         except ValueError as error:
             refused = ClientRecord(
                 partition_id=partition_id,
@@ -206,7 +224,7 @@ class Federation:
         )
         return Received(reply, counted, float(reply.record.metrics["train_s"]))
 
-    def _valid_reply(self, round: int, partition_id: int, message: Message) -> Reply:
+    def _valid_reply(self, round: int, partition_id: int, message: Message, most_s: float) -> Reply:
         """Decode a reply once its form is known to be right.
 
         Raises:
@@ -218,8 +236,8 @@ class Federation:
         if reply.record.settings.get("round") != round:
             raise ValueError(f"reply is of round {reply.record.settings.get('round')}, not {round}")
         reasons = form.violations(reply.record) or strategy.check_reply(reply, shape)
-        if not reasons and float(reply.record.metrics["train_s"]) < 0:
-            reasons = [f"train_s is {reply.record.metrics['train_s']}, expected at least 0"]
+        if not reasons and not 0 <= (train_s := reply.record.metrics["train_s"]) <= most_s:
+            reasons = [f"train_s is {train_s:g}, but the request went out {most_s:.3g} s ago"]
         if reasons:
             raise ValueError("; ".join(reasons))
         return reply
@@ -239,20 +257,14 @@ class Federation:
         self,
         now: Checkpoint,
         outcome: RoundOutcome,
+        judged: FederatedEvaluation | None,
         received: list[Received],
-        server_s: float,
+        seconds: Mapping[str, float],
         started: float,
         began: float,
         *,
         keep: bool = True,
     ) -> None:
-        judged_from = time.perf_counter()
-        judged = None
-        if self._preparation.config.evaluates(now.round):
-            if now.round == 0 or self._preparation.strategy.has_global_model:
-                judged = self._evaluate(now.state)
-            else:
-                judged = outcome.evaluation
         ended = time.perf_counter()
         clients = sorted((item.record for item in received), key=lambda c: c.partition_id)
         train_s = [item.train_s for item in received]
@@ -269,14 +281,21 @@ class Federation:
             seconds={
                 "client_sum": sum(train_s),
                 "client_max": max(train_s, default=0.0),
-                "server": server_s,
-                "evaluation": ended - judged_from,
+                **seconds,
                 "wall": ended - started,
                 "elapsed": ended - began,
             },
         )
         self._recorder.round(record, outcome.mosaic, now, keep=keep)
         self._progress.round_ended(record)
+
+    def _judge(self, round: int, outcome: RoundOutcome) -> FederatedEvaluation | None:
+        """How well the model does after a round, if it is a round to tell."""
+        if not self._preparation.config.evaluates(round):
+            return None
+        if round == 0 or self._preparation.strategy.has_global_model:
+            return self._evaluate(outcome.state)
+        return outcome.evaluation
 
     def _evaluate(self, state: ServerState) -> FederatedEvaluation:
         workload = self._preparation.workload
@@ -333,15 +352,39 @@ def _hopeless(now: Checkpoint, received: Sequence[Received], config: RunConfig) 
     )
 
 
-def _refuse_divergence(round: int, outcome: RoundOutcome) -> None:
-    weights = outcome.state.weights.values()
-    if not all(torch.isfinite(w).all() for w in weights) or not all(
-        math.isfinite(value) for value in outcome.metrics.values()
-    ):
-        raise RunError(
-            f"the model diverged in round {round}: its weights or its loss are no longer finite; "
-            "lower the learning rate"
-        )
+def _useless(round: int, outcome: RoundOutcome, judged: FederatedEvaluation | None) -> str | None:
+    """Why what came of a round cannot be kept; None if it can."""
+    if outcome.discarded is not None:
+        return outcome.discarded
+    tensors = [*outcome.state.weights.values(), *outcome.state.slots.values()]
+    numbers = list(outcome.metrics.values())
+    if judged is not None:
+        numbers += [judged.validation.loss, judged.test.loss]
+    if all(torch.isfinite(t).all() for t in tensors) and all(map(math.isfinite, numbers)):
+        return None
+    return (
+        f"the model diverged in round {round}: its weights or its loss are no longer finite; lower "
+        "the learning rate"
+    )
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _discarded(item: Received, why: str) -> Received:
+    """A valid reply of a round of which nothing was made: it does not count either."""
+    if item.reply is None:
+        return item
+    failure = f"the round was discarded: {why}"
+    record = dataclasses.replace(item.record, outcome="refused", failure=failure, metrics={})
+    return Received(None, record)
+
+
+def _printable(text: str, longest: int) -> str:
+    """A client's text as it may go on record and to a terminal."""
+    cut = text if len(text) <= longest else text[:longest] + " ... (cut)"
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in cut)
 
 
 def _worst(client_accuracy: list[float | None]) -> float | None:

@@ -8,7 +8,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from core.errors import RunError
-from core.wire import Record
+from core.wire import Record, RecordSpec
 from strategies.flower import from_flower, to_flower
 
 JOIN_TIMEOUT_S = 60.0
@@ -39,7 +39,7 @@ def nodes_by_partition(grid: Grid, num_clients: int) -> dict[int, int]:
                 f"node {reply.metadata.src_node_id} cannot say which partition it "
                 f"holds: {reply.error.reason}"
             )
-        partition_id = int(from_flower(reply.content).metrics["partition_id"])
+        partition_id = _partition_id(reply)
         if partition_id in found:
             raise RunError(
                 f"two nodes hold partition {partition_id}; give each its own partition-id"
@@ -52,6 +52,21 @@ def nodes_by_partition(grid: Grid, num_clients: int) -> dict[int, int]:
             f"partition.clients={num_clients}"
         )
     return found
+
+
+def _partition_id(reply: Message) -> int:
+    form = RecordSpec(metrics=("partition_id",))
+    try:
+        record = from_flower(reply.content, form)
+    except ValueError as error:
+        raise RunError(f"node {reply.metadata.src_node_id}: {error}") from error
+    partition_id = record.metrics.get("partition_id")
+    if not isinstance(partition_id, int) or partition_id < 0:
+        raise RunError(
+            f"node {reply.metadata.src_node_id} holds partition {partition_id}; it must be a whole "
+            "number from 0"
+        )
+    return partition_id
 
 
 def _wait_for_nodes(grid: Grid, num_clients: int) -> list[int]:

@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
+from core.client_state import ClientStore
 from core.config import RunConfig
 from core.errors import RecordError
 from core.records import (
@@ -63,22 +64,30 @@ class Recorder:
     def resume(cls, folder: RunFolder, preparation: Preparation) -> Recorder:
         """Go on with a record from its last checkpoint; rounds after it are cut off.
 
+        A folder that is refused is left as it was.
+
         Raises:
             RecordError: Another process writes to the folder, the folder is of a run of another
-                configuration, partition or data, or its last checkpoint cannot be read.
+                configuration, partition or data, or its records, its last checkpoint or a client's
+                state cannot be gone on from.
         """
         self = cls.__new__(cls)
         self._open(folder, preparation)
         try:
             self._refuse_foreign()
-            folder.remove_unfinished()
-            shutil.rmtree(folder.progress, ignore_errors=True)
             records = folder.read_rounds()
-            checkpoint = self._last_checkpoint(records[-1].round if records else -1)
+            checkpoint = self._last_checkpoint(len(records) - 1)
+            if checkpoint is not None:
+                self._refuse_lost_state(checkpoint)
         except BaseException:
             self._lock.release()
             raise
         reached = checkpoint.round if checkpoint else -1
+        folder.remove_unfinished()
+        shutil.rmtree(folder.progress, ignore_errors=True)
+        for number, path in self._checkpoints():
+            if number > len(records) - 1:
+                path.unlink()
         folder.keep_rounds(reached)
         self._describe()
         elapsed_s = records[reached].seconds["elapsed"] if checkpoint else 0.0
@@ -133,6 +142,12 @@ class Recorder:
         if (folder.path / "run.json").exists():
             run = folder.read_json("run")
             refuse_unknown_schema(str(folder.path / "run.json"), run.get("schema"))
+            if run["schema"] != SCHEMA_VERSION:
+                raise RecordError(
+                    f"{folder.path / 'run.json'} has schema {run['schema']}, of an earlier version "
+                    "of Tessera, which did not keep which replies were counted; its run can be "
+                    "reported and not gone on with"
+                )
             for what, key, here in (
                 ("configuration, or a file that it names,", "identity", self._identity),
                 ("data", "data_sha256", self._data_sha256),
@@ -142,7 +157,7 @@ class Recorder:
                         f"{folder.path / 'run.json'}: the run's {what} is not what it was "
                         f"({key} {run.get(key)}, now {here}); only an unchanged run can go on"
                     )
-            self._started = str(run["started"])
+            self._started = str(run.get("started", self._started))
             self._resumptions = list(run.get("resumed", []))
         if folder.partition.exists():
             before = Partition.read(folder.partition).clients
@@ -156,9 +171,13 @@ class Recorder:
     def _last_checkpoint(self, last_round: int) -> Checkpoint | None:
         """The newest checkpoint of a round on record; None where no round is on record."""
         kept = {number: path for number, path in self._checkpoints() if number <= last_round}
-        for number, path in self._checkpoints():
-            if number > last_round:
-                path.unlink()
+        newest_round = max((number for number, _ in self._checkpoints()), default=-1)
+        if newest_round > last_round + 1:
+            raise RecordError(
+                f"{self.folder.rounds} ends at round {last_round} and there is a checkpoint of "
+                f"round {newest_round}: records are missing; restore the file, or start the run "
+                "anew under another name"
+            )
         if last_round < 0:
             return None
         if not kept:
@@ -167,11 +186,31 @@ class Recorder:
                 "on from; start the run anew under another name"
             )
         newest = Checkpoint.read(kept[max(kept)], self._identity)
-        self._resumptions.append({"after_round": newest.round, "at": _now()})
+        self._resumptions.append(
+            {"after_round": newest.round, "at": _now(), "changed": self._changed_environment()}
+        )
         for number in sorted(kept):
             with suppress(RecordError):  # only the newest is needed; another may be damaged
                 self._retained.append(Checkpoint.read(kept[number], self._identity).acknowledged)
         return newest
+
+    def _refuse_lost_state(self, checkpoint: Checkpoint) -> None:
+        """Refuse to go on without what simulated clients kept; real ones keep it themselves."""
+        if self._preparation.strategy.keeps_client_state() and self.folder.clients.is_dir():
+            for partition_id, number in sorted(checkpoint.acknowledged.items()):
+                ClientStore(self.folder.clients, partition_id, self._identity).read(number)
+
+    def _changed_environment(self) -> dict[str, str]:
+        """What is not as it was when the run began; results may differ in their last bits."""
+        if not (self.folder.path / "environment.json").exists():
+            return {}
+        before = self.folder.read_json("environment")
+        now = describe_environment()
+        return {
+            key: f"{before.get(key)} -> {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        }
 
     @property
     def _identity(self) -> str:

@@ -17,8 +17,9 @@ def stream_replies(
 ) -> Iterator[tuple[int, Message]]:
     """Send requests and yield each one's reply as it comes.
 
-    A reply is known by the request that it answers. A second reply to the same request, and a
-    reply to a request that is not among these, are passed over.
+    A reply is known by the request that it answers and the node that was asked. A second reply to
+    the same request, one from another node, and one to a request that is not among these are passed
+    over.
 
     Args:
         grid: Tessera's own streams replies itself; any other is asked again and again.
@@ -31,11 +32,18 @@ def stream_replies(
     arriving = _streamed if getattr(grid, "node_is_partition", False) else _polled
     waiting: dict[str, int] = {}
     for message in arriving(grid, requests, timeout_s, waiting):
-        partition_id = waiting.pop(message.metadata.reply_to_message_id, None)
-        if partition_id is not None:
-            yield partition_id, message
+        partition_id = waiting.get(message.metadata.reply_to_message_id)
+        if partition_id is None or not _is_from(message, requests[partition_id]):
+            continue
+        del waiting[message.metadata.reply_to_message_id]
+        yield partition_id, message
         if not waiting:
             return
+
+
+def _is_from(reply: Message, request: Message) -> bool:
+    """Whether the node that was asked sent it; that a node is gone is told by the SuperLink."""
+    return reply.has_error() or reply.metadata.src_node_id == request.metadata.dst_node_id
 
 
 def _streamed(

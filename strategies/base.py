@@ -236,12 +236,22 @@ class FederatedEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class RoundOutcome:
-    """The next state, what the server measured, and what is worth keeping."""
+    """The next state, what the server measured, and what is worth keeping.
+
+    Attributes:
+        state: After the round.
+        metrics: By name.
+        mosaic: Images that clients sent, if they did.
+        evaluation: Where clients made it.
+        discarded: Why nothing was made of the replies, such as that they were too few; None if
+            something was. The round then counts as one without replies.
+    """
 
     state: ServerState
     metrics: Mapping[str, float]
     mosaic: Mosaic | None = None
     evaluation: FederatedEvaluation | None = None
+    discarded: str | None = None
 
 
 class Strategy(ABC):

@@ -100,11 +100,17 @@ class Local(CollectingStrategy):
 
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """Counts must be counts."""
-        return wrong_count(reply, client) + [
-            f"{name} holds {array.min()}, expected counts of at least one image"
-            for name, array in reply.record.arrays.items()
-            if array.min() < 0 or array.sum() < 1
-        ]
+        own = reply.record.metrics.get("own_accuracy", 0.0)
+        reasons = [f"own_accuracy is {own:g}, expected 0 to 1"] if not 0 <= own <= 1 else []
+        return (
+            wrong_count(reply, client)
+            + reasons
+            + [
+                f"{name} holds {array.min()}, expected counts of at least one image"
+                for name, array in reply.record.arrays.items()
+                if array.min() < 0 or array.sum() < 1
+            ]
+        )
 
     def finish(
         self, state: ServerState, accumulator: list[Reply], task: ServerTask

@@ -35,6 +35,13 @@ from strategies.base import (
     Workload,
 )
 
+PIXEL_LIMIT = 100.0
+"""Largest magnitude of a synthetic pixel that is believed, as network input.
+
+Real ones lie within some 3 of zero. Without a limit a single client could overflow the server's
+training, whatever its share of the loss.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MosaicConfig:
@@ -223,6 +230,11 @@ class MosaicStrategy(CollectingStrategy):
         last = len(client.class_counts) - 1
         wrong = labels[(labels < 0) | (labels > last)]
         reasons = [f"holds label {wrong[0]}, expected 0 to {last}"] if wrong.size else []
+        images = reply.record.arrays["images"]
+        if images.dtype.kind == "f" and (most := np.abs(images).max()) > PIXEL_LIMIT:
+            reasons.append(
+                f"holds a pixel of {most:.4g}, expected at most {PIXEL_LIMIT:g} either way"
+            )
         counts = reply.record.arrays.get("class_counts")
         if counts is not None and counts.tolist() != list(client.class_counts):
             reasons.append("class_counts are not those of the images that the client holds")

@@ -50,7 +50,8 @@ class RobustAverage(CollectingStrategy, FedAvgClient):
         replies = sorted(accumulator, key=lambda reply: reply.partition_id)
         kept, num_trimmed = self.averaged(replies) if replies else ([], 0)
         if not kept:
-            return RoundOutcome(state, {"num_averaged": 0})
+            why = f"{len(replies)} replies are too few for {self.name} to defend the model"
+            return RoundOutcome(state, {"num_averaged": 0}, discarded=why if replies else None)
         means = WeightedSum(weight=1)
         for name in state.weights:
             mean = trimmed_mean([reply.record.arrays[name] for reply in kept], num_trimmed)

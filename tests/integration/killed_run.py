@@ -22,9 +22,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import client.state
 import core.records
-import server.checkpoint
+import core.tensor_file
 import server.federation
 import server.recorder
 from cli.main import main
@@ -40,7 +39,8 @@ IMPORTED_LATE = (
 )
 
 
-def _kill() -> None:
+def _kill(*args: Any, **kwargs: Any) -> None:
+    """Whatever it is called in place of."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -58,13 +58,26 @@ def _at(k: int, action: Callable[..., Any], else_: Callable[..., Any]) -> Callab
 
 def _half_write(path: Path, content: bytes) -> None:
     """Half of the content is in the temporary file when the process ends."""
-    os.fsync = lambda fd: _kill()  # the last thing before the file is renamed into place
+    os.fsync = _kill  # the last thing before the file is renamed into place
     core.records.write_whole(path, content[: len(content) // 2])
 
 
-def _in_whole_file(module: Any) -> Callable[[int], None]:
+def _in_images(k: int) -> None:
+    recorder: Any = server.recorder
+    recorder.write_whole = _at(k, _half_write, core.records.write_whole)
+
+
+def _in_tensors(folder: str) -> Callable[[int], None]:
+    """In the k-th file of tensors that is written into `folder`."""
+
     def install(k: int) -> None:
-        module.write_whole = _at(k, _half_write, core.records.write_whole)
+        write = core.records.write_whole
+        here = _at(k, _half_write, write)
+
+        def write_tensors(path: Path, content: bytes) -> None:
+            (here if path.parent.name == folder else write)(path, content)
+
+        core.tensor_file.write_whole = write_tensors  # type: ignore[attr-defined]
 
     return install
 
@@ -84,7 +97,7 @@ def _in_record(k: int) -> None:
 
 def _before_record(k: int) -> None:
     append = RunFolder.append_round
-    RunFolder.append_round = _at(k, lambda *args: _kill(), append)  # type: ignore[method-assign]
+    RunFolder.append_round = _at(k, _kill, append)  # type: ignore[method-assign]
 
 
 def _after_record(k: int) -> None:
@@ -110,7 +123,7 @@ def _after_reply(k: int) -> None:
 
 def _before_commit(k: int) -> None:
     put = server.recorder.Recorder.round
-    server.recorder.Recorder.round = _at(k, lambda *args: _kill(), put)  # type: ignore[method-assign]
+    server.recorder.Recorder.round = _at(k, _kill, put)  # type: ignore[method-assign]
 
 
 def _in_status(k: int) -> None:
@@ -124,9 +137,9 @@ def _in_status(k: int) -> None:
 
 POINTS: Mapping[str, Callable[[int], None]] = {
     "in the record": _in_record,
-    "in the checkpoint": _in_whole_file(server.checkpoint),
-    "in the images": _in_whole_file(server.recorder),
-    "in the client state": _in_whole_file(client.state),
+    "in the checkpoint": _in_tensors("checkpoints"),
+    "in the images": _in_images,
+    "in the client state": _in_tensors("clients"),
     "after a reply": _after_reply,
     "before the commit": _before_commit,
     "between checkpoint and record": _before_record,

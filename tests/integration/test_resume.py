@@ -391,7 +391,61 @@ def test_a_damaged_line_amid_the_records_is_refused(cut: RunFolder) -> None:
     assert "line 2" in " ".join(result.stderr.split())
 
 
-@pytest.mark.parametrize("word", ["seed=1", "rounds=9", "train.learning-rate=0.1", "name=other"])
+def test_a_missing_line_amid_the_records_is_refused(cut: RunFolder) -> None:
+    lines = cut.rounds.read_bytes().splitlines(keepends=True)
+    cut.rounds.write_bytes(b"".join([lines[0], *lines[2:]]))
+    result = resumed(cut)
+    assert result.exit_code == 5
+    assert "line 2: holds round 2, expected 1" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_records_that_lag_behind_the_checkpoints_are_refused(kept: int, cut: RunFolder) -> None:
+    """A kill leaves one checkpoint without its record, never two."""
+    lines = cut.rounds.read_bytes().splitlines(keepends=True)
+    cut.rounds.write_bytes(b"".join(lines[:kept]))
+    before = content_of(cut)
+    result = resumed(cut)
+    assert result.exit_code == 5
+    assert "records are missing" in " ".join(result.stderr.split())
+    assert content_of(cut) == before
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "another's"])
+def test_a_clients_state_that_cannot_be_trusted_is_refused(damage: str, cut: RunFolder) -> None:
+    path = cut.clients / "partition-00001.round-00002.safetensors"
+    if damage == "gone":
+        path.unlink()
+    elif damage == "flipped":
+        flip(-1)(path)
+    else:
+        shutil.copy(cut.clients / "partition-00000.round-00002.safetensors", path)
+    before = content_of(cut)
+    result = resumed(cut)
+    assert result.exit_code == 5
+    assert str(path) in " ".join(result.stderr.split())
+    assert content_of(cut) == before
+
+
+def test_a_folder_of_an_earlier_version_is_refused_by_name(cut: RunFolder) -> None:
+    cut.write_json("run", {**cut.read_json("run"), "schema": 1, "identity": "0" * 16})
+    result = resumed(cut)
+    assert result.exit_code == 5
+    assert "has schema 1, of an earlier version" in " ".join(result.stderr.split())
+
+
+def test_what_changed_of_the_environment_is_on_record(cut: RunFolder, tessera: Driver) -> None:
+    cut.write_json("environment", {**cut.read_json("environment"), "torch": "1.0"})
+    take_up(tessera, cut.path)
+    (resumption,) = cut.read_json("run")["resumed"]
+    assert list(resumption["changed"]) == ["torch"]
+    assert resumption["changed"]["torch"].startswith("1.0 -> ")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=1", "rounds=9", "train.learning-rate=0.1", "engine.round-timeout-s=1", "name=other"],
+)
 def test_a_key_that_changes_the_result_is_refused(word: str, cut: RunFolder) -> None:
     before = content_of(cut)
     assert resumed(cut, word).exit_code == 2
@@ -432,11 +486,10 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
         assert CliRunner().invoke(app, resume_words(path)).exit_code == 5
 
 
-@pytest.mark.xfail(strict=True, reason="a resumed run does not look at its empty rounds")
 def test_a_run_that_failed_for_good_does_not_become_complete(
     tessera: Driver, tmp_path: Path
 ) -> None:
-    """Nobody answers in any round: the last is on record and has its checkpoint."""
+    """Nobody answers in any round, and nobody does when the last is done again."""
     path = tmp_path / "failed"
     keys = {"faults__dropout_rate": 1.0, "cohort__max_empty_rounds": 99}
     assert tessera(*words_of("fedavg", path, **keys)) == 4

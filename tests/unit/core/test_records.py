@@ -35,7 +35,7 @@ def make_record(number: int) -> RoundRecord:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    made = RunFolder.create(tmp_path / "runs", "one")
+    made = RunFolder.create(tmp_path / "runs", "one", {"rounds": 1})
     made.write_json("config", {"rounds": 1})
     return made
 
@@ -66,7 +66,7 @@ def test_a_damaged_line_is_refused_with_its_number(folder: RunFolder, line: byte
 
 def test_a_run_folder_is_never_reused(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="exists"):
-        RunFolder.create(tmp_path / "runs", "one")
+        RunFolder.create(tmp_path / "runs", "one", {"rounds": 1})
 
 
 def test_only_run_folders_are_opened(tmp_path: Path) -> None:

@@ -93,6 +93,9 @@ FORM = RecordSpec({"w": ArraySpec((2,), "float32")}, ("loss",))
         (Record({"w": np.zeros(2, "f4")}, {}), "'loss' is missing"),
         (Record({"w": np.zeros(2, "f4")}, {"loss": 0.0, "x": 1}), "'x' was not asked"),
         (Record({"w": np.zeros(2, "f4")}, {"loss": float("inf")}), "'loss' is inf"),
+        (Record({"w": np.zeros(2, "f4")}, {"loss": 2e9}), "'loss' is 2e[+]09, expected 0 to 1e"),
+        (Record({"w": np.zeros(2, "f4")}, {"loss": -1e-9}), "'loss' is -1e-09, expected 0 to"),
+        (Record({"w": np.array([0, -2e9], "f4")}, {"loss": 0.0}), "a magnitude above 1e[+]09"),
     ],
 )
 def test_each_departure_from_the_form_is_named(record: Record, reason: str) -> None:

@@ -54,7 +54,7 @@ def round_record(
 
 def start_run(config: RunConfig) -> RunFolder:
     """A run folder of which nothing is on record yet."""
-    folder = RunFolder.create(config.runs, config.name)
+    folder = RunFolder.create(config.runs, config.name, config.flat())
     folder.write_json("config", config.flat())
     folder.write_json("environment", {"python": "3"})
     folder.write_json("privacy", {"guarantee": "none", "images_sent": "none", "text": "none"})

@@ -189,7 +189,7 @@ def write_run(
     images = _pool(side, labels)
     partition = _partition(clients, num_classes, seed, labels)
     name = name or f"{strategy.rpartition(':')[2]}-digits-s{seed}-{rounds}"
-    folder = RunFolder.create(root, name)
+    folder = RunFolder.create(root, name, {})
     config = {
         "strategy": strategy, "rounds": rounds, "seed": seed, "name": "", "runs": ".runs",
         "data.source": "digits" if side == 8 else "cifar10",

@@ -95,7 +95,7 @@ def cut_off_after(folder: RunFolder, round: int) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    return RunFolder.create(tmp_path / "runs", "a run: ü")
+    return RunFolder.create(tmp_path / "runs", "a run: ü", {})
 
 
 def events_in(folder: RunFolder) -> dict[str, dict[int, float]]:
@@ -360,7 +360,7 @@ class LocalStore:
 @pytest.fixture(scope="module")
 def local_store(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     path = tmp_path_factory.mktemp("mlflow")
-    made = LocalStore(RunFolder.create(path / "runs", "local"), path / "elsewhere")
+    made = LocalStore(RunFolder.create(path / "runs", "local", {}), path / "elsewhere")
     made.working_directory.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
