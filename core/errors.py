@@ -29,6 +29,10 @@ class RunError(TesseraError):
     exit_code = 4
 
 
+class DivergedError(RunError):
+    """A federation whose numbers were no longer of use; it would end so again."""
+
+
 class RecordError(TesseraError):
     """A run folder or one of its files is missing, foreign or damaged."""
 

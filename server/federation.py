@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from core.config import RunConfig
-from core.errors import RunError
+from core.errors import DivergedError, RunError
 from core.metrics import expected_accuracy
 from core.parameters import ParameterVector
 from core.progress import StepCounter
@@ -111,7 +111,7 @@ class Federation:
             judged = self._judge(number, outcome)
             if why := _useless(number, outcome, judged):
                 if not cohort.asked:
-                    raise RunError(why)
+                    raise DivergedError(why)
                 received = [_discarded(item, why) for item in received]
                 outcome = RoundOutcome(now.state, _finite(outcome.metrics))
                 judged = self._judge(number, outcome)
@@ -122,7 +122,7 @@ class Federation:
             seconds = {"server": server_s, "evaluation": evaluation_s}
             self._record(now, outcome, judged, received, seconds, started, began, keep=keep)
             if hopeless is not None:
-                raise RunError(hopeless)
+                raise hopeless
 
     def _steps(self, cohort: Cohort) -> int:
         strategy = self._preparation.strategy
@@ -338,18 +338,25 @@ def _without_reply(
     return Received(None, record)
 
 
-def _hopeless(now: Checkpoint, received: Sequence[Received], config: RunConfig) -> str | None:
-    """Why a run that gets nowhere ends here, with what a client of the last round said."""
+def _hopeless(now: Checkpoint, received: Sequence[Received], config: RunConfig) -> RunError | None:
+    """What a run ends with that gets nowhere: the worst that came of the last round's clients.
+
+    Where all that was lost was refused, the numbers are at fault and would be again.
+    """
     most = config.cohort.max_empty_rounds
     over = now.round == config.rounds and now.empty_rounds == config.rounds
     if now.empty_rounds < most and not over:
         return None
-    told = min(received, key=lambda item: (not item.trace, item.record.partition_id))
-    return (
-        f"no reply counted in {now.empty_rounds} rounds in a row "
-        f"(cohort.max-empty-rounds={most}); client {told.record.partition_id}: "
-        f"{told.trace or told.record.failure}"
+    worst = ("failed", "refused", "late", "dropped", "surplus")
+    told = min(received, key=lambda i: (worst.index(i.record.outcome), i.record.partition_id))
+    rounds = "1 round" if now.empty_rounds == 1 else f"{now.empty_rounds} rounds in a row"
+    text = (
+        f"no reply counted in {rounds} (cohort.max-empty-rounds={most}); client "
+        f"{told.record.partition_id}: {told.trace or told.record.failure}"
     )
+    outcomes = {item.record.outcome for item in received}
+    at_fault = "refused" in outcomes and not outcomes & {"failed", "late"}
+    return DivergedError(text) if at_fault else RunError(text)
 
 
 def _useless(round: int, outcome: RoundOutcome, judged: FederatedEvaluation | None) -> str | None:
