@@ -5,15 +5,25 @@
 'fedprox'
 """
 
-from cli.api import compare, config, load_run, plan, report, run, table
-from core.errors import ConfigError, DataError, RecordError, RunError, TesseraError
+from cli.api import compare, config, load_run, plan, report, resume, run, table
+from core.errors import (
+    BusyError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    RecordError,
+    RunError,
+    TesseraError,
+)
 from experiments.execution import SuiteResult
 from experiments.plan import Plan
 from report.loading import LoadedRun
 
 __all__ = [
+    "BusyError",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "LoadedRun",
     "Plan",
     "RecordError",
@@ -25,6 +35,7 @@ __all__ = [
     "load_run",
     "plan",
     "report",
+    "resume",
     "run",
     "table",
 ]

@@ -38,8 +38,12 @@ def config(settings: Mapping[str, object] | None = None, /, **keys: object) -> R
     >>> config(strategy="fedavg", train={"learning_rate": 0.1}).rounds
     10
     """
-    dashed = {key.replace("_", "-"): value for key, value in flat_settings(keys).items()}
-    return parse_config(flat_settings({**(settings or {}), **dashed}))
+    return parse_config(flat_settings({**(settings or {}), **_dashed(keys)}))
+
+
+def _dashed(keys: Mapping[str, object]) -> dict[str, object]:
+    """Flat keys as on the command line."""
+    return {key.replace("_", "-"): value for key, value in flat_settings(keys).items()}
 
 
 def run(settings: Mapping[str, object] | None = None, /, **keys: object) -> LoadedRun:
@@ -56,6 +60,26 @@ def run(settings: Mapping[str, object] | None = None, /, **keys: object) -> Load
     """
     with shown_progress(sys.stdout) as progress:
         folder = running.run(config(settings, **keys), progress)
+    return loading.load_run(folder)
+
+
+def resume(path: str | Path, /, **changes: object) -> LoadedRun:
+    """Go on with a run that was cut off, from its last checkpoint, and load what it recorded.
+
+    ``resume(".runs/NAME", engine={"workers": 4})``. It ends with the weights and records of a run
+    that was not cut off, seconds aside. A run that is complete is loaded as it is.
+
+    Args:
+        path: The run folder; it may have been moved.
+        **changes: Keys that cannot change a result, in the forms of `config`.
+
+    Raises:
+        ConfigError: A key in `changes` can change a result, or its value is refused.
+        DataError, RunError: As `run`.
+        RecordError: There is no run to go on with, or it cannot go on; names file and reason.
+    """
+    with shown_progress(sys.stdout) as progress:
+        folder = running.resume(Path(path), progress, _dashed(changes))
     return loading.load_run(folder)
 
 
@@ -79,8 +103,8 @@ def compare(
         max_minutes: After these, no run is started; the same call goes on with what is left.
 
     Returns:
-        How methods were tuned, complete runs, failures and the paths of report and comparison. A
-        run that fails stops no other.
+        How methods were tuned, runs complete and unfinished, failures and the paths of report and
+        comparison. A run that fails stops no other.
 
     Raises:
         TesseraError: All problems of all runs, or the suite is being run elsewhere; nothing was
@@ -104,7 +128,7 @@ _WHY: Mapping[Action, str] = {
     "incomplete": " goes on where it stopped",
     "outdated": " again; what was run under another configuration is moved aside",
     "damaged": " again; what lies there is moved aside: ",
-    "failed": " has failed before and is left at that",
+    "failed": " diverged before and is left at that; to run it again, move its folder away: ",
     "tuned": " is what tuning has run already",
 }
 
@@ -128,7 +152,8 @@ def report(runs: Runs, out: str | Path) -> Path:
     Raises:
         RecordError: There is no run, one is damaged, or `out` cannot be written.
     """
-    return write_report([run.folder.path for run in _load_all(runs)], Path(out))
+    folders = [run.folder.path for run in _load_all(runs)]
+    return write_report(folders, Path(out), _labels(runs))
 
 
 def table(runs: Runs, width: int = 80) -> str:
@@ -138,12 +163,18 @@ def table(runs: Runs, width: int = 80) -> str:
         runs: As for `report`.
         width: Columns to fill.
     """
-    return tables.to_text(tables.result_rows(methods.compare(_load_all(runs)).methods), width)
+    found = methods.compare(_load_all(runs), _labels(runs)).methods
+    return tables.to_text(tables.result_rows(found), width)
+
+
+def _labels(runs: Runs) -> Mapping[Path, str]:
+    """What methods are called; a suite names its own."""
+    return runs.labels if isinstance(runs, SuiteResult) else {}
 
 
 def _load_all(runs: Runs) -> list[LoadedRun]:
     if isinstance(runs, SuiteResult):
-        return [loaded for _, loaded in runs.runs]
+        return [loaded for _, loaded in (*runs.runs, *runs.unfinished)]
     items = [runs] if isinstance(runs, LoadedRun | str | Path) else runs
     loaded: dict[Path, LoadedRun] = {}
     for item in items:

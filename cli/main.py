@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from cli.keys import KeyCommand
 from core.errors import (
     ConfigError,
     DataError,
+    DivergedError,
     Problem,
     RecordError,
     RunError,
@@ -57,6 +59,29 @@ _KINDS: Mapping[type[TesseraError], str] = {
 }
 _EPILOG = "\b\nExit codes:\n" + "\n".join(
     f"  {code:>3}  {what}" for code, what in EXIT_CODES.items()
+)
+
+SUITE_FORM = """\
+seeds = [0, 1, 2]
+target-accuracy = 0.9    # what it costs to reach it is told
+[base]                   # keys of every run
+rounds = 20
+[[settings]]             # each method runs under each
+label = "skewed"
+partition.alpha = 0.1
+[tuning]                 # where the candidates of grids are tried;
+setting = "skewed"       # "each" tunes under every setting on its own
+seeds = [0]
+[[methods]]
+label = "FedAvg"
+strategy = "fedavg"
+[methods.grid]           # the best on validation data is taken
+train.learning-rate = [0.01, 0.1]
+"""
+_SUITE_EPILOG = (
+    "\b\nSUITE.toml, of which only [[methods]] is needed:\n"
+    + textwrap.indent(SUITE_FORM, "  ")
+    + f"\n{_EPILOG}"
 )
 
 
@@ -251,7 +276,7 @@ def _ran(folder: Path, report: bool) -> Outcome:
     )
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=_SUITE_EPILOG)
 def compare(
     suite: Annotated[Path, typer.Argument(metavar="SUITE.toml", hidden=True)],
     dry_run: DryRun = False,
@@ -268,8 +293,8 @@ def compare(
     """Run a suite of methods x settings x seeds.
 
     Candidates of a grid run first. Runs that are complete are not run again, those that were cut
-    off go on, and what else lies in their place is moved aside, never deleted. One report and one
-    comparison cover all of them.
+    off go on, and what else lies in their place is moved aside, never deleted. A run that diverged
+    is left at that. One report and one comparison cover all of them.
     """
     from cli.api import print_step
     from cli.progress import shown_progress
@@ -288,11 +313,14 @@ def compare(
     lines = ["", summary.to_text(result)]
     for failed, error in result.failures:
         lines.append(f"run {failed.title} failed: {type(error).__name__}: {error}")
-        if not isinstance(error, TesseraError):
+        if isinstance(error, DivergedError):
+            lines.append(f"it is left at that; to run it again, move {failed.folder} away")
+        elif not isinstance(error, TesseraError):
             traceback.print_exception(error)
     if result.num_left:
         runs = "1 run is" if result.num_left == 1 else f"{result.num_left} runs are"
-        lines.append(f"time is up: {runs} left of {parsed.num_runs}; the same command goes on")
+        why = "time is up" if result.time_is_up else "tuning waits for candidates that failed"
+        lines.append(f"{why}: {runs} left of {parsed.num_runs}; the same command goes on")
     lines += [f"runs in {parsed.folder}"]
     lines += [f"comparison {path}" for path in result.comparison]
     lines += [f"report {result.report}"] if result.report else []
@@ -305,6 +333,7 @@ def compare(
             "tuning": tuning.to_json(result.tuned),
             "summary": summary.to_json(result),
             "runs": [_run_json(loaded) for _, loaded in result.runs],
+            "unfinished": [_run_json(loaded) for _, loaded in result.unfinished],
             "failures": [
                 {"run": failed.name, "error": f"{type(error).__name__}: {error}"}
                 for failed, error in result.failures
@@ -429,6 +458,7 @@ def _run_json(run: LoadedRun) -> dict[str, Any]:
         "folder": str(run.folder.path),
         "name": run.name,
         "status": run.status,
+        "failure": run.failure,
         "strategy": run.strategy,
         "seed": run.seed,
         "rounds": run.rounds_done,

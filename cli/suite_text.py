@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments import tuning
-from experiments.execution import Action, runs_to_check
+from experiments.execution import NOTHING_TO_RUN, Action, runs_to_check
 from experiments.plan import Plan
 from experiments.suite import Suite, SuiteRun, plan_suite
-from experiments.tuning import Tuned, read_trial, read_tuned
+from experiments.tuning import Tuned, read_tuned
 from report.tables import NONE, plain_bytes
 
 Foreseen = Literal[Action, "untold"]
@@ -26,7 +26,6 @@ _WORDS: Mapping[Foreseen, str] = {
     "tuned": "tuned",
     "untold": "after tuning",
 }
-_NOTHING_TO_RUN: tuple[Foreseen, ...] = ("done", "failed", "tuned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class ForeseenSuite:
         awaited = sum(
             one.tuning.num_finals - len(one.tuning.seeds) for one in self.tuned if not one.settled
         )
-        known = [r for r in self.runs if r.foreseen not in (*_NOTHING_TO_RUN, "untold")]
+        known = [r for r in self.runs if r.foreseen not in (*NOTHING_TO_RUN, "tuned", "untold")]
         return len(known) + awaited
 
 
@@ -83,18 +82,15 @@ def foresee(suite: Suite) -> ForeseenSuite:
     plans = {run.name: plan for run, plan in zip(checked, plan_suite(checked), strict=True)}
     made = {(run.method, run.config.identity()) for w in winners for run in w.trials}
     untold = {run.name for candidate in awaited for run in candidate.finals}
-    runs = [ForeseenRun(run, _of_trial(run), plans[run.name]) for run in trials]
+    runs = [ForeseenRun(run, run.state(), plans[run.name]) for run in trials]
     for run in suite.final_runs([*winners, *awaited]):
         if run.name in untold:
             runs.append(ForeseenRun(run, "untold", None))
         else:
-            copied = run.state() != "done" and (run.method, run.config.identity()) in made
-            runs.append(ForeseenRun(run, "tuned" if copied else run.state(), plans[run.name]))
+            state = run.state()
+            copied = state not in NOTHING_TO_RUN and (run.method, run.config.identity()) in made
+            runs.append(ForeseenRun(run, "tuned" if copied else state, plans[run.name]))
     return ForeseenSuite(suite, tuned, tuple(runs))
-
-
-def _of_trial(run: SuiteRun) -> Foreseen:
-    return "failed" if read_trial(run).failure is not None else run.state()
 
 
 def dry_json(foreseen: ForeseenSuite) -> dict[str, Any]:

@@ -39,6 +39,10 @@ class RecordError(TesseraError):
     exit_code = 5
 
 
+class BusyError(RecordError):
+    """Another process writes to a run folder, which may well be whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with a configuration.

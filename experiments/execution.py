@@ -1,8 +1,8 @@
 """Runs what is left of a suite: candidates first, then the methods with the keys that won.
 
-A run that is complete is not run again, one that was cut off goes on where it stopped, and what
-lies in its place otherwise is moved aside, never deleted. So the same command, given again, goes on
-whatever stopped it.
+A run that is complete, or that diverged, is not run again; one that was cut off goes on where it
+stopped; what lies in its place otherwise is moved aside, never deleted, and not while another
+process writes to it. So the same command, given again, goes on whatever stopped it.
 """
 
 from __future__ import annotations
@@ -11,32 +11,33 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from core.config import NOT_SETTINGS
-from core.errors import ConfigError, Problem, RecordError, RunError
+from core.config import NOT_SETTINGS, SinksConfig
+from core.errors import BusyError, ConfigError, DivergedError, Problem, RecordError, RunError
 from core.records import ClientRecord, RoundRecord, RunFolder, write_whole
 from experiments import run as running
 from experiments import tuning
 from experiments.suite import Candidate, State, Suite, SuiteRun, plan_suite
 from experiments.tuning import Trial, Tried, Tuned
-from report.comparison import Entry, write_comparison
+from report.comparison import FIGURES, Entry, write_comparison
 from report.html import write_report
 from report.loading import LoadedRun, load_run
 from server.progress import Progress
+from server.sinks import replay
 from workloads.vision import forget_data
 
-Action = Literal[State, "failed", "tuned"]
+Action = Literal[State, "tuned"]
 """What is done about a run, by what lies in its folder.
 
-Besides the states: ``failed``, a candidate that is known to fail and not run again; ``tuned``, a
-run that the winner's tuning has made already, and of which a copy is kept.
+Besides the states: ``tuned``, a run that the winner's tuning has made already, and of which a copy
+is kept.
 """
 
 
@@ -49,7 +50,7 @@ class Step:
         total: Runs of the suite.
         run: Which.
         action: What.
-        reason: Why what lies there cannot go on, where it is damaged; else empty.
+        reason: Why what lies there cannot go on, where it is damaged or failed; else empty.
     """
 
     number: int
@@ -67,19 +68,30 @@ class SuiteResult:
         suite: As run.
         tuned: What came of each tuning, in the suite's order.
         runs: Every complete run but the candidates', loaded, in the suite's order.
-        failures: The others that were tried, each with what it raised.
-        num_left: Runs that no time was left for.
-        report: The HTML report over all complete runs; None where there is none.
-        comparison: The comparison as Markdown, LaTeX and figures; empty where there is no run.
+        unfinished: Those that are on record and not complete, likewise.
+        failures: Runs that were tried, or diverged before, each with what it raised; of candidates'
+            runs those that did not diverge and are tried again by the next call.
+        num_left: Runs that were not tried.
+        time_is_up: Whether for want of time; otherwise they wait for a tuning that `failures` tells
+            why it is not settled.
+        report: The HTML report over all runs on record; None where there is none.
+        comparison: The comparison as Markdown, LaTeX and figures.
     """
 
     suite: Suite
     tuned: tuple[Tuned, ...]
     runs: tuple[tuple[SuiteRun, LoadedRun], ...]
+    unfinished: tuple[tuple[SuiteRun, LoadedRun], ...]
     failures: tuple[tuple[SuiteRun, Exception], ...]
     num_left: int
+    time_is_up: bool
     report: Path | None
     comparison: tuple[Path, ...]
+
+    @property
+    def labels(self) -> dict[Path, str]:
+        """By folder of a run on record, what its method is called where settings are mixed."""
+        return _labels((*self.runs, *self.unfinished))
 
 
 def run_suite(
@@ -93,7 +105,7 @@ def run_suite(
     """Run what is left to run of a suite, and report on all of it.
 
     A run that fails is left as it is, and the others go on. So is a method whose candidates all
-    fail.
+    diverge, or one of them fails otherwise.
 
     Args:
         suite: What to run.
@@ -111,7 +123,7 @@ def run_suite(
     if max_minutes is not None and not max_minutes > 0:
         raise ConfigError([Problem("max-minutes", f"{max_minutes:g}", "must be above 0")])
     began = clock()
-    plan_suite(run for run in runs_to_check(suite) if run.state() != "done")
+    plan_suite(run for run in runs_to_check(suite) if run.state() not in NOTHING_TO_RUN)
     with _alone_in(suite.folder):
         execution = _Execution(
             suite,
@@ -127,6 +139,9 @@ def run_suite(
         return execution.result(tuned)
 
 
+NOTHING_TO_RUN: tuple[State, ...] = ("done", "failed")
+
+
 def runs_to_check(suite: Suite) -> list[SuiteRun]:
     """Runs that tell before the start whether all will be accepted, candidates' first.
 
@@ -134,11 +149,15 @@ def runs_to_check(suite: Suite) -> list[SuiteRun]:
     the winner while that is not known.
     """
     trials = [run for one in suite.tunings for c in one.candidates for run in c.trials]
-    tried = {(run.method, run.config.identity()) for run in trials}
+    tried = {_what_is_checked(run) for run in trials}
     tuned = [tuning.read_tuned(one) for one in suite.tunings]
     winners = [(one.winner or one.tried[0]).candidate for one in tuned if not one.failed]
     finals = suite.final_runs(winners)
-    return trials + [r for r in finals if (r.method, r.config.identity()) not in tried]
+    return trials + [run for run in finals if _what_is_checked(run) not in tried]
+
+
+def _what_is_checked(run: SuiteRun) -> tuple[str, str, SinksConfig]:
+    return (run.method, run.config.identity(), run.config.sinks)
 
 
 @contextmanager
@@ -179,7 +198,8 @@ class _Execution:
         self._may_start = may_start
         self._number = 0
         self._num_left = 0
-        self._runs: list[tuple[SuiteRun, LoadedRun]] = []
+        self._time_is_up = False
+        self._loaded: list[tuple[SuiteRun, LoadedRun]] = []
         self._failures: list[tuple[SuiteRun, Exception]] = []
 
     def tune_all(self) -> list[Tuned]:
@@ -193,27 +213,22 @@ class _Execution:
         return tuned
 
     def _try(self, candidate: Candidate) -> Tried:
-        """Run a candidate under every seed, or up to the first that fails."""
+        """Run a candidate under every seed, or up to the first that diverges."""
         trials: list[Trial] = []
         for run in candidate.trials:
-            if any(trial.failure is not None for trial in trials):
-                self._number += 1
-                trials.append(Trial())
-            else:
-                trials.append(self._try_once(run))
+            self._number += 1
+            lost = any(trial.failure is not None for trial in trials)
+            trials.append(Trial() if lost else self._try_once(run))
         return Tried(candidate, tuple(trials))
 
     def _try_once(self, run: SuiteRun) -> Trial:
-        self._number += 1
-        known = tuning.read_trial(run)
-        if known.failure is not None:
-            self._tell(run, "failed")
-            return known
         try:
-            if not self._compute(run, _WithoutTest(self._progress)):
-                return Trial()
-        except Exception as error:
+            self._compute(run, _WithoutTest(self._progress))
+        except DivergedError as error:
             return Trial(failure=f"{type(error).__name__}: {error}")
+        except Exception as error:
+            self._failures.append((run, error))
+            return Trial(mishap=f"{type(error).__name__}: {error}")
         return tuning.read_trial(run)
 
     def run_all(self, tuned: Sequence[Tuned]) -> None:
@@ -227,67 +242,108 @@ class _Execution:
         for run in self._suite.final_runs(winners):
             self._number += 1
             try:
-                if self._make(run, trials.get((run.method, run.config.identity()))):
-                    self._runs.append((run, load_run(run.folder)))
+                self._make(run, trials.get((run.method, run.config.identity())))
             except Exception as error:
                 self._failures.append((run, error))
+            self._load(run)
 
-    def _make(self, run: SuiteRun, trial: SuiteRun | None) -> bool:
-        """Run it, or take what its tuning made; False where no time is left."""
-        if trial is None or run.state() == "done" or trial.state() != "done":
-            return self._compute(run, self._progress)
-        self._tell(run, "tuned")
-        _move_aside(run)
-        _copy(trial, run)
-        return True
+    def _load(self, run: SuiteRun) -> None:
+        """Keep what is on record of a run, however far it came."""
+        found = run.look()
+        if found.run is not None:
+            self._loaded.append((run, found.run))
+        elif found.state in ("incomplete", "failed"):
+            with suppress(RecordError, OSError):  # what keeps a run from its end is told elsewhere
+                self._loaded.append((run, load_run(run.folder)))
 
-    def _compute(self, run: SuiteRun, progress: Progress) -> bool:
-        """Bring a run to its end from whatever lies in its folder; False where no time is left."""
+    def _make(self, run: SuiteRun, trial: SuiteRun | None) -> None:
+        """Run it, or take what its tuning made."""
         state = run.state()
-        if state != "done" and not self._may_start():
+        if trial is None or state in NOTHING_TO_RUN or trial.state() != "done":
+            self._compute(run, self._progress)
+            return
+        self._tell(run, "tuned")
+        _move_aside(run, state)
+        _copy(trial, run)
+
+    def _compute(self, run: SuiteRun, progress: Progress) -> None:
+        """Bring a run to its end from whatever lies in its folder, if time is left.
+
+        Raises:
+            DivergedError: It diverged, now or when it was run before.
+            BusyError: Another process writes to its folder.
+            RecordError: It came to its end, and its records cannot be read all the same.
+        """
+        found = run.look()
+        if found.state not in NOTHING_TO_RUN and not self._may_start():
             self._num_left += 1
-            return False
-        self._tell(run, state, "it holds no run.json to read" if state == "damaged" else "")
-        if state == "done":
-            return True
-        if state == "incomplete":
+            self._time_is_up = True
+            return
+        told = found.reason if found.state in ("damaged", "failed") else ""
+        self._tell(run, found.state, told)
+        if found.state == "done":
+            return
+        if found.state == "failed":
+            raise DivergedError(found.reason.removeprefix(f"{DivergedError.__name__}: "))
+        if found.state == "incomplete":
             changes = {key: v for key, v in run.config.flat().items() if key in _MAY_CHANGE}
             try:
                 running.resume(run.folder, progress, changes, keep_data=True)
-                return True
+            except BusyError:
+                raise
             except RecordError as error:
                 self._tell(run, "damaged", str(error))
-        _move_aside(run)
+            else:
+                _refuse_unreadable(run)
+                return
+        _move_aside(run, found.state)
         running.run(run.config, progress, keep_data=True)
-        return True
+        _refuse_unreadable(run)
 
     def _tell(self, run: SuiteRun, action: Action, reason: str = "") -> None:
         self._on_step(Step(self._number, self._suite.num_runs, run, action, reason))
 
-    def _left_to_run(self) -> list[str]:
-        if not self._num_left:
-            return []
-        return [f"Not complete: {self._num_left} of {self._suite.num_runs} runs are left to run."]
+    def _notes(self, tuned: Sequence[Tuned]) -> list[str]:
+        """What readers of the comparison must know."""
+        notes = tuning.sentences(self._suite, tuned)
+        on_record = {run.name for run, _ in self._loaded}
+        for run, error in self._failures:  # the comparison tells how runs on record ended
+            if not run.tunes and run.name not in on_record:
+                reason = tuning.first_line(f"{type(error).__name__}: {error}")
+                notes.append(f"{run.name} could not be run ({reason}).")
+        if self._num_left:
+            total = self._suite.num_runs
+            notes.append(f"Not complete: {self._num_left} of {total} runs are left to run.")
+        return notes
 
     def result(self, tuned: Sequence[Tuned]) -> SuiteResult:
         """Write what readers get, and tell it all."""
-        suite, runs = self._suite, tuple(self._runs)
-        report: Path | None = None
-        comparison: tuple[Path, ...] = ()
-        if runs:
-            folders = [loaded.folder.path for _, loaded in runs]
-            report = write_report(folders, suite.folder / "report.html")
-            comparison = tuple(
-                write_comparison(
-                    _entries(suite, runs),
-                    suite.folder,
-                    title=suite.name,
-                    target_accuracy=suite.target_accuracy,
-                    notes=[*tuning.sentences(suite, tuned), *self._left_to_run()],
-                )
-            )
-        failures = tuple(self._failures)
-        return SuiteResult(suite, tuple(tuned), runs, failures, self._num_left, report, comparison)
+        suite, loaded = self._suite, self._loaded
+        comparison = write_comparison(
+            _entries(suite, loaded),
+            suite.folder,
+            title=suite.name,
+            target_accuracy=suite.target_accuracy,
+            notes=self._notes(tuned),
+        )
+        _remove_other_figures(suite.folder / FIGURES, comparison)
+        page = suite.folder / "report.html"
+        if loaded:
+            folders = [found.folder.path for _, found in loaded]
+            write_report(folders, page, _labels(loaded))
+        else:
+            page.unlink(missing_ok=True)
+        return SuiteResult(
+            suite,
+            tuple(tuned),
+            runs=tuple((run, found) for run, found in loaded if found.finished),
+            unfinished=tuple((run, found) for run, found in loaded if not found.finished),
+            failures=tuple(self._failures),
+            num_left=self._num_left,
+            time_is_up=self._time_is_up,
+            report=page if loaded else None,
+            comparison=tuple(comparison),
+        )
 
 
 _MAY_CHANGE = NOT_SETTINGS - {"name", "runs"}
@@ -306,28 +362,95 @@ def _entries(suite: Suite, runs: Sequence[tuple[SuiteRun, LoadedRun]]) -> list[E
     ]
 
 
-def _move_aside(run: SuiteRun) -> None:
-    state = run.state()
+def _labels(runs: Iterable[tuple[SuiteRun, LoadedRun]]) -> dict[Path, str]:
+    return {
+        loaded.folder.path: f"{run.method} under {run.setting}" if run.setting else run.method
+        for run, loaded in runs
+    }
+
+
+def _remove_other_figures(folder: Path, written: Collection[Path]) -> None:
+    """Remove figures of settings that the suite no longer has."""
+    for path in (*folder.glob("*.svg"), *folder.glob("*.pdf")):
+        if path not in written:
+            path.unlink()
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold what lies in a run's place against other writers.
+
+    Raises:
+        BusyError: Another process writes to it.
+    """
+    if not path.is_dir():
+        yield
+        return
+    lock = FileLock(RunFolder(path).lock, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(
+            f"run folder {path} is being written to by another process; it is left as it is; wait "
+            "for it, or end it first"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_unreadable(run: SuiteRun) -> None:
+    found = run.look()
+    if found.state != "done":
+        raise RecordError(
+            f"{run.folder} has run to its end and is {found.state}: {found.reason}; the same "
+            "command runs it again"
+        )
+
+
+def _move_aside(run: SuiteRun, state: State) -> None:
+    """Give way to `run`, under a name that tells what lay there."""
     if state == "todo":
         return
     names = (run.folder.with_name(f"{run.folder.name}.{state}-{n}") for n in itertools.count(1))
-    run.folder.rename(next(path for path in names if not path.exists()))
+    with _held(run.folder):
+        run.folder.rename(next(path for path in names if not path.exists()))
 
 
 def _copy(trial: SuiteRun, run: SuiteRun) -> None:
-    """Make `run` of a candidate's run of the same configuration, whole or not at all."""
+    """Make `run` of a candidate's run of the same configuration, whole or not at all.
+
+    The run's own sinks receive it; until they have, its record says that it still runs.
+    """
     part = trial.folder.with_name(f".{run.config.name}.part")
     if part.exists():  # left by a comparison that was killed here
         shutil.rmtree(part)
-    shutil.copytree(trial.folder, part)
-    folder = RunFolder(part)
-    folder.write_json("config", {**folder.read_json("config"), **_place(run)})
-    folder.write_json("run", {**folder.read_json("run"), "name": run.config.name})
+    shutil.copytree(trial.folder, part, ignore=_left_behind(trial.folder))
+    made, own = RunFolder(part), {k: v for k, v in run.config.flat().items() if k in _OF_THE_PLACE}
+    made.write_json("config", {**made.read_json("config"), **own})
+    record = {**made.read_json("run"), "name": run.config.name}
+    made.write_json("run", {**record, "status": "running"})
     part.rename(run.folder)
+    folder = RunFolder(run.folder)
+    with _held(folder.path):
+        try:
+            replay(run.config, folder)
+            folder.write_json("run", record)
+        except BaseException:
+            shutil.rmtree(folder.path)  # no more than a copy
+            raise
 
 
-def _place(run: SuiteRun) -> dict[str, str]:
-    return {"runs": run.config.runs, "name": run.config.name}
+def _left_behind(folder: Path) -> Callable[[str, list[str]], set[str]]:
+    """What a copy of a run folder must not have: what ties it to the original's sinks."""
+    told = {"sinks.json", "wandb", RunFolder(folder).events.name}
+    return lambda place, names: told & {*names} if Path(place) == folder else set()
+
+
+_OF_THE_PLACE = frozenset(
+    key for key in NOT_SETTINGS if key in {"runs", "name"} or key.startswith("sinks.")
+)
 
 
 class _WithoutTest:

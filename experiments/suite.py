@@ -47,17 +47,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard
 
-from core.config import RunConfig
-from core.errors import ConfigError, DataError, Problem, RunError, TesseraError
+from core.config import RunConfig, SinksConfig
+from core.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    Problem,
+    RecordError,
+    RunError,
+    TesseraError,
+)
 from core.records import RunFolder
 from experiments.plan import Plan, plan
 from experiments.settings import flat_settings
+from report.loading import LoadedRun, load_run
 from report.methods import NOT_PRIVATE
 from server.app import run_folder_of
 from server.preparation import forget_preparation
 from strategies.table import parse_config, strategy_class
 
-State = Literal["done", "todo", "incomplete", "outdated", "damaged"]
+State = Literal["done", "todo", "incomplete", "outdated", "damaged", "failed"]
+"""What lies in a run's folder.
+
+Nothing (``todo``), this run to its end or not, one of another configuration (``outdated``), what
+cannot be read as a run (``damaged``), or this run up to where it diverged and would again
+(``failed``).
+"""
 
 EACH = "each"
 """In place of a setting's label: tune under every setting on its own."""
@@ -70,6 +85,21 @@ _LONGEST_NAME = 200  # bytes; what the key `name` allows
 _LONGEST_CANDIDATE = 80
 _SET_BY_SUITE = {"seed": "comes from the suite's seeds", "name": "is made of the labels"}
 _MOVED_ASIDE = re.compile(r"\.(incomplete|outdated|damaged)-\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies in a run's folder.
+
+    Attributes:
+        state: In one word.
+        reason: Why it is damaged or failed, or what it stopped at; else empty.
+        run: Its records where it is done; else None.
+    """
+
+    state: State
+    reason: str = ""
+    run: LoadedRun | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +134,39 @@ class SuiteRun:
         raw = strategy_class(self.config.strategy).images_sent == "raw"
         return f"{self.name} ({NOT_PRIVATE})" if raw else self.name
 
-    def state(self) -> State:
-        """What lies in its folder.
-
-        Nothing (todo), this run to its end or not, one of another configuration (outdated), or what
-        is no record of a run (damaged).
-        """
+    def look(self) -> Found:
+        """Look into its folder; a run that says it is complete is read whole."""
         if not self.folder.exists():
-            return "todo"
+            return Found("todo")
         try:
             record = RunFolder(self.folder).read_json("run")
-        except TesseraError:
-            return "damaged"
-        if record.get("identity") != self.config.identity():
-            return "outdated"
-        return "done" if record.get("status") == "complete" else "incomplete"
+            if record.get("identity") != self.config.identity():
+                return Found("outdated")
+            if record.get("status") == "complete":
+                return Found("done", run=self._load())
+        except (TesseraError, OSError) as error:
+            return Found("damaged", str(error))
+        if record.get("status") != "failed":
+            return Found("incomplete")
+        failure = str(record.get("failure"))
+        diverged = failure.startswith(f"{DivergedError.__name__}: ")
+        return Found("failed" if diverged else "incomplete", failure)
+
+    def state(self) -> State:
+        """What lies in its folder, in one word."""
+        return self.look().state
+
+    def _load(self) -> LoadedRun:
+        run = load_run(self.folder)
+        if self.tunes and last_validation_accuracy(run) is None:
+            raise RecordError(f"{run.folder.rounds} holds no round with a validation accuracy")
+        return run
+
+
+def last_validation_accuracy(run: LoadedRun) -> float | None:
+    """In the last round that tells one; in [0, 1]."""
+    judged = (r.validation.accuracy for r in reversed(run.rounds) if r.validation is not None)
+    return next(judged, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +332,14 @@ class _Table:
         place: Of the table.
         keys: Flat.
         label: Empty for one that has none.
+        has_grid: Whether a method gives a grid, be it one that is refused.
         grid: A method's candidates.
     """
 
     place: str
     keys: Mapping[str, object]
     label: str = ""
+    has_grid: bool = False
     grid: tuple[_Table, ...] = ()
 
 
@@ -358,6 +408,8 @@ class _Source:
         folder = self.folder() / "tuning" if told else self.folder()
         config = self.configs[method, setting, candidate, seed]
         named = dataclasses.replace(config, runs=str(folder), name=name)
+        if told:  # sinks would show test figures of candidates
+            named = dataclasses.replace(named, sinks=SinksConfig())
         return SuiteRun(method, setting, named, tunes=bool(told))
 
 
@@ -422,13 +474,13 @@ def _problems_of_names(suite: Suite) -> Iterator[Problem]:
     assert len(finals) == num_finals, "labels are unique"
     seen: set[str] = set()
     for run in (*finals, *trials):
-        if run.name in seen:
-            rule = "two runs would have this name; give other labels"
+        if run.name.casefold() in seen:
+            rule = "two runs would have this name, in whatever case; give other labels"
             yield Problem("label", run.name, rule)
         elif len(run.config.name) > _LONGEST_NAME:
             rule = f"a run's name has at most {_LONGEST_NAME} characters; give shorter labels"
             yield Problem("label", run.name, rule)
-        seen.add(run.name)
+        seen.add(run.name.casefold())
     for tuning in suite.tunings:
         same: dict[str, Candidate] = {}
         for candidate in tuning.candidates:
@@ -474,7 +526,7 @@ def _parse_tuning(
 ) -> tuple[str, tuple[int, ...]]:
     """The setting (or `EACH`, or empty) and the seeds that candidates run under."""
     labels = [setting.label for setting in settings]
-    grids = [method.label for method in methods if method.grid]
+    grids = [method.label for method in methods if method.has_grid]
     if value is None:
         if grids:
             rule = (
@@ -522,17 +574,23 @@ def _tables(title: str, values: object, problems: list[Problem]) -> list[_Table]
         table = value if isinstance(value, Mapping) else {}
         label = table.get("label", "")
         place = f"{title}.{label}" if label else f"{title} number {number}"
+        taken = {other.label.casefold(): other.label for other in found}
         if not (isinstance(label, str) and _LABEL.fullmatch(label)):
             problems.append(Problem(f"{place}: label", str(label), _LABEL_RULE))
-        elif label in {other.label for other in found}:
+        elif label in taken.values():
             problems.append(Problem(f"{place}: label", label, "is given twice"))
+        elif label.casefold() in taken:
+            rule = (
+                f"differs from {taken[label.casefold()]} in case alone, which not every disk tells "
+                "apart; give another label"
+            )
+            problems.append(Problem(f"{place}: label", label, rule))
         own = {"label", "grid"} if title == "methods" else {"label"}
         rest = {key: item for key, item in table.items() if key not in own}
         keys = _keys(place, rest if isinstance(value, Mapping) else value, problems)
-        grid: tuple[_Table, ...] = ()
-        if "grid" in own & {*table}:
-            grid = _grid(f"{place}.grid", table["grid"], keys, problems)
-        found.append(_Table(place, keys, str(label), grid))
+        has_grid = "grid" in own & {*table}
+        grid = _grid(f"{place}.grid", table["grid"], keys, problems) if has_grid else ()
+        found.append(_Table(place, keys, str(label), has_grid, grid))
     return found
 
 
@@ -577,13 +635,19 @@ def _grid(
         dict(zip(keys, values, strict=True))
         for values in itertools.product(*(v for v in keys.values() if isinstance(v, list)))
     ]
-    return tuple(_Table(place, c, _candidate_label(c)) for c in combinations)
+    labels = [_candidate_label(keys) for keys in combinations]
+    folded = [label.casefold() for label in labels]
+    return tuple(
+        _Table(place, keys, label if folded.count(fold) == 1 else _with_hash(label, keys))
+        for keys, label, fold in zip(combinations, labels, folded, strict=True)
+    )
 
 
 def _candidate_label(keys: Mapping[str, object]) -> str:
     """A name for folders.
 
-    Values that no folder can be named by, and long lists of keys, are told apart by a hash.
+    Values that no folder can be named by, and long lists of keys, are told apart by a hash; so are
+    names that differ in case alone.
 
     >>> _candidate_label({"train.learning-rate": 0.1, "train.local-epochs": 5})
     'learning-rate0.1-local-epochs5'
@@ -592,9 +656,12 @@ def _candidate_label(keys: Mapping[str, object]) -> str:
     legal = re.sub(r"[^A-Za-z0-9_.=+-]", "_", text)
     if legal == text and len(text) <= _LONGEST_CANDIDATE:
         return text
-    return (
-        f"{legal[: _LONGEST_CANDIDATE - 9]}-{hashlib.sha256(repr(keys).encode()).hexdigest()[:8]}"
-    )
+    return _with_hash(legal, keys)
+
+
+def _with_hash(label: str, keys: Mapping[str, object]) -> str:
+    digest = hashlib.sha256(repr(keys).encode()).hexdigest()[:8]
+    return f"{label[: _LONGEST_CANDIDATE - 9]}-{digest}"
 
 
 def _short(keys: Mapping[str, object]) -> dict[str, object]:

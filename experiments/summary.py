@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.records import RoundRecord
 from experiments import tuning
 from experiments.execution import SuiteResult
 from experiments.suite import Candidate
 from report.loading import LoadedRun
-from report.methods import NOT_PRIVATE, Method
-from report.milestones import reached
+from report.methods import Method, attacks_of, marks_of
+from report.milestones import best_round, reached
 from report.tables import (
     NONE,
     Row,
@@ -51,6 +52,7 @@ class Cell:
         method: Label.
         winner: The candidate whose keys it has; None where it was not tuned, or without success.
         runs: Its complete runs, by seed.
+        unfinished: Its others that are on record.
         num_seeds: Runs it was to have.
         target_accuracy: Of the suite; None where it gives none.
     """
@@ -59,13 +61,23 @@ class Cell:
     method: str
     winner: Candidate | None
     runs: tuple[LoadedRun, ...]
+    unfinished: tuple[LoadedRun, ...]
     num_seeds: int
     target_accuracy: float | None
 
     @property
+    def on_record(self) -> tuple[LoadedRun, ...]:
+        """All its runs that there are."""
+        return (*self.runs, *self.unfinished)
+
+    @property
     def label(self) -> str:
         """How it is called, with what a reader must know of it."""
-        marks = [NOT_PRIVATE] if any(run.sends_raw_images for run in self.runs) else []
+        return self.label_without(())
+
+    def label_without(self, told: Collection[str]) -> str:
+        """The label where the marks `told` are seen elsewhere."""
+        marks = [mark for mark in marks_of(self.on_record) if mark not in told]
         if len(self.runs) < self.num_seeds:
             marks.append(f"{len(self.runs)} of {self.num_seeds} seeds")
         return self.method + (f" ({', '.join(marks)})" if marks else "")
@@ -75,6 +87,16 @@ class Cell:
         """Validation accuracy after the last round."""
         finals = [run.final for run in self.runs]
         return Statistic.of(r.validation.accuracy if r and r.validation else None for r in finals)
+
+    @property
+    def best_rounds(self) -> tuple[RoundRecord, ...]:
+        """Each run's round of highest validation accuracy, the earliest of equals."""
+        return tuple(best for run in self.runs if (best := best_round(run)) is not None)
+
+    @property
+    def at_best_validation(self) -> Statistic | None:
+        """Test accuracy in those rounds."""
+        return Statistic.of(r.test.accuracy if r.test else None for r in self.best_rounds)
 
     @property
     def row(self) -> Row | None:
@@ -111,18 +133,26 @@ def summarise(result: SuiteResult) -> list[Cell]:
     for setting in suite.settings:
         for method in suite.methods:
             here = (setting, method)
-            runs = tuple(run for s, run in result.runs if (s.setting, s.method) == here)
+            complete, unfinished = (
+                sorted((r for s, r in found if (s.setting, s.method) == here), key=_seed)
+                for found in (result.runs, result.unfinished)
+            )
             cells.append(
                 Cell(
                     setting,
                     method,
                     winners.get(here),
-                    tuple(sorted(runs, key=lambda run: run.seed)),
+                    tuple(complete),
+                    tuple(unfinished),
                     len(suite.seeds),
                     suite.target_accuracy,
                 )
             )
     return cells
+
+
+def _seed(run: LoadedRun) -> int:
+    return run.seed
 
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
@@ -143,16 +173,25 @@ def to_text(result: SuiteResult) -> str:
         over = "mean ± standard deviation over seeds" if len(seeds) > 1 else "seed"
         title = f"{setting}: " if setting else ""
         heading = f"{title}after the last round, {over} {seeds_text(seeds)}"
-        lines = [heading if seeds else f"{title}no run is complete", *_table(block)]
+        told = _shared_attack(block)
+        lines = [heading if seeds else f"{title}no run is complete", *told, *_table(block, told)]
         blocks.append("\n".join([*lines, *_targets(block)]) + "\n")
     return "\n".join(blocks)
 
 
-def _table(cells: Sequence[Cell]) -> list[str]:
+def _shared_attack(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The attack that every run is under, told once for them all; empty where none is."""
+    attacks = {attacks_of([run]) for cell in cells for run in cell.on_record}
+    return next(iter(attacks)) if len(attacks) == 1 else ()
+
+
+def _table(cells: Sequence[Cell], told: Collection[str]) -> list[str]:
     lines = [("method", *(title for title, _ in _COLUMNS))]
     for cell in cells:
         row = cell.row
-        lines.append((cell.label, *(show(row) if row else NONE for _, show in _COLUMNS)))
+        lines.append(
+            (cell.label_without(told), *(show(row) if row else NONE for _, show in _COLUMNS))
+        )
     return _aligned(lines)
 
 
@@ -200,10 +239,13 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "setting": cell.setting,
         "method": cell.method,
         "tuned_keys": dict(cell.winner.keys) if cell.winner else None,
-        "sends_raw_images": any(run.sends_raw_images for run in cell.runs),
+        "sends_raw_images": any(run.sends_raw_images for run in cell.on_record),
+        "attack": next((run.attack for run in cell.on_record if run.attack), None),
         "seeds": [run.seed for run in cell.runs],
         "validation_accuracy": _statistic(cell.validation),
         "test_accuracy": _statistic(row.test_accuracy if row else None),
+        "accuracy_at_best_validation": _statistic(cell.at_best_validation),
+        "best_rounds": [record.round for record in cell.best_rounds],
         "worst_client_accuracy": _statistic(row.worst_client_accuracy if row else None),
         "macro_f1": _statistic(row.macro_f1 if row else None),
         "bytes_up": _statistic(row.bytes_up if row else None),

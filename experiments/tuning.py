@@ -1,8 +1,8 @@
 """Which candidate of a grid a method takes: the one of highest mean validation accuracy.
 
 That is the mean over the tuning's seeds, in the last evaluated round; of equals the first in the
-grid. A candidate with a run that failed loses. Test figures are not read: the test set has no part
-in the choice.
+grid. A candidate with a run that diverged loses. One with a run that failed otherwise is neither in
+nor out, and the choice waits. Test figures are not read: the test set has no part in the choice.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from core.errors import RecordError, RunError
-from core.records import RunFolder
-from experiments.suite import Candidate, Suite, SuiteRun, Tuning
-from report.loading import LoadedRun, load_run
-from report.tables import Statistic, percent, seeds_text
+from experiments.suite import Candidate, Suite, SuiteRun, Tuning, last_validation_accuracy
+from report.tables import NONE, Statistic, percent, seeds_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +21,13 @@ class Trial:
 
     Attributes:
         validation_accuracy: In the last evaluated round; None before the run is complete.
-        failure: Why it never will be; None unless so.
+        failure: Why it never will be: how it diverged; None unless so.
+        mishap: What it stopped at otherwise, which need not come again; None unless so.
     """
 
     validation_accuracy: float | None = None
     failure: str | None = None
+    mishap: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,14 @@ class Tried:
 
     @property
     def failure(self) -> str | None:
-        """Why it loses; None unless one of its runs failed."""
+        """Why it loses; None unless one of its runs diverged."""
         return next((trial.failure for trial in self.trials if trial.failure is not None), None)
+
+    @property
+    def mishap(self) -> str | None:
+        """What keeps it from being settled; None where nothing does, or nothing is known."""
+        found = (trial.mishap for trial in self.trials if trial.mishap is not None)
+        return None if self.settled else next(found, None)
 
     @property
     def validation(self) -> Statistic | None:
@@ -79,12 +84,12 @@ class Tuned:
 
     @property
     def failed(self) -> bool:
-        """Whether every candidate failed."""
+        """Whether every candidate diverged."""
         return all(tried.failure is not None for tried in self.tried)
 
     @property
     def winner(self) -> Tried | None:
-        """The candidate taken; None where all failed, and before all are settled."""
+        """The candidate taken; None where all diverged, and before all are settled."""
         standing = [t for t in self.tried if t.failure is None] if self.settled else []
         return max(standing, key=_mean, default=None)  # of equals the first
 
@@ -104,29 +109,15 @@ def _mean(tried: Tried) -> float:
 def read_trial(run: SuiteRun) -> Trial:
     """What is on record of a candidate's run.
 
-    A run that ended with a `RunError` (it diverged, or no client answered) would end so again, and
-    is settled; one that was cut off, or failed for a reason of the machine's, is not.
+    A run that diverged would end so again, and is settled. One that was cut off, failed for another
+    reason or cannot be read is not.
     """
-    state = run.state()
-    if state == "incomplete":
-        record = RunFolder(run.folder).read_json("run")
-        failure = str(record.get("failure"))
-        final = record.get("status") == "failed" and failure.startswith(f"{RunError.__name__}:")
-        return Trial(failure=failure) if final else Trial()
-    if state != "done":
-        return Trial()
-    try:
-        return Trial(_validation_accuracy(load_run(run.folder)))
-    except RecordError as error:
-        return Trial(failure=f"{RecordError.__name__}: {error}")
-
-
-def _validation_accuracy(run: LoadedRun) -> float:
-    judged = (r.validation.accuracy for r in reversed(run.rounds) if r.validation is not None)
-    accuracy = next(judged, None)
-    if accuracy is None:
-        raise RecordError(f"{run.folder.rounds} holds no round with a validation accuracy")
-    return accuracy
+    found = run.look()
+    if found.state == "failed":
+        return Trial(failure=found.reason)
+    if found.state == "incomplete" and found.reason:
+        return Trial(mishap=found.reason)
+    return Trial(last_validation_accuracy(found.run) if found.run else None)
 
 
 def read_tuned(tuning: Tuning) -> Tuned:
@@ -154,6 +145,7 @@ def to_json(tuned: Sequence[Tuned]) -> list[dict[str, Any]]:
                     "validation_accuracies": [t.validation_accuracy for t in tried.trials],
                     "validation_accuracy": asdict(v) if (v := tried.validation) else None,
                     "failure": tried.failure,
+                    "mishap": tried.mishap,
                 }
                 for tried in one.tried
             ],
@@ -172,7 +164,9 @@ def _block(one: Tuned) -> str:
     width = max(len(tried.candidate.text) for tried in one.tried)
     for tried in one.tried:
         if tried.failure is not None:
-            told = f"failed: {_first_line(tried.failure)}"
+            told = f"failed: {first_line(tried.failure)}"
+        elif tried.mishap is not None:
+            told = f"{NONE}  to be tried again: {first_line(tried.mishap)}"
         else:
             told = percent(tried.validation) + ("  taken" if tried is one.winner else "")
         lines.append(f"  {tried.candidate.text:{width}}  {told}")
@@ -187,7 +181,7 @@ def sentences(suite: Suite, tuned: Sequence[Tuned]) -> list[str]:
     """How each method was tuned, for readers of its figures; empty where none has a grid."""
     plain = [label for label in suite.methods if label in {run.method for run in suite.runs}]
     verb = "was" if len(plain) == 1 else "were"
-    untuned = [f"{' and '.join(plain)} {verb} not tuned."] if tuned and plain else []
+    untuned = [f"{', '.join(plain)} {verb} not tuned."] if tuned and plain else []
     return [_sentence(one) for one in tuned] + untuned
 
 
@@ -196,11 +190,14 @@ def _sentence(one: Tuned) -> str:
     failed = sum(tried.failure is not None for tried in one.tried)
     losses = f" {failed} of them failed." if failed else ""
     if one.failed:
-        reason = _first_line(one.tried[0].failure or "")
+        reason = first_line(one.tried[0].failure or "")
         return f"{method} was tuned {one.where}: all {count} candidates failed ({reason})."
     if one.winner is None:
+        stopped = [f"{t.candidate.text}: {first_line(t.mishap)}" for t in one.tried if t.mishap]
+        why = f" ({'; '.join(stopped)})" if stopped else ""
         return (
-            f"{method} is being tuned {one.where}: its {count} candidates have not all been tried."
+            f"{method} is being tuned {one.where}: its {count} candidates have not all been "
+            f"tried{why}."
         )
     tried = "; ".join(f"{key} {values}" for key, values in _values(one.tuning).items())
     return (
@@ -216,5 +213,6 @@ def _values(tuning: Tuning) -> dict[str, str]:
     return {key: ", ".join(dict.fromkeys(values[key] for values in every)) for key in every[0]}
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
+    """Enough of a failure for a table; a trace may follow."""
     return (text.splitlines() or [""])[0]

@@ -14,6 +14,8 @@ from pathlib import Path
 from core.errors import RecordError
 from core.records import write_whole
 from report import latex
+from report.curves import trains_on_clients, uploads_no_update
+from report.failures import NO_REASON, left_out_of_costs
 from report.loading import LoadedRun
 from report.methods import NOT_PRIVATE, attacks_of, marks_of
 from report.milestones import Spent, best_round, reached, total_spent
@@ -22,6 +24,7 @@ from report.tables import (
     NONE,
     Statistic,
     amount_of_bytes,
+    joined,
     markdown_text,
     percent,
     rounds_text,
@@ -39,7 +42,8 @@ class Entry:
     Attributes:
         setting: Label of the setting; empty where the suite has none.
         label: Label of the method.
-        runs: Its runs, one a seed. Those that are not complete are left out and named.
+        runs: Its runs, one a seed. Of those that are not complete no figure is shown, but how far
+            they came and why.
         num_seeds: Runs that it was to have.
     """
 
@@ -177,7 +181,9 @@ def _part(
         title=setting,
         tables=(
             _table(_ACCURACIES, members, _accuracy_caption(members)),
-            _table(_cost_columns(target_accuracy), members, _cost_caption(target_accuracy)),
+            _table(
+                _cost_columns(target_accuracy), members, _cost_caption(members, target_accuracy)
+            ),
         ),
         figure=_curves(number, setting, members, _series_numbers(entries)),
         notes=tuple(_notes(members)),
@@ -303,14 +309,26 @@ def _accuracy_caption(entries: Sequence[Entry]) -> str:
         "Test accuracy after the last round, mean ± sample standard deviation over seeds. Worst "
         "client: the lowest accuracy that any client may expect then, on its own mix of classes. "
         "At best validation: test accuracy of each seed's round of highest validation accuracy, "
-        f"the earliest of equals; best round: its number.{private}"
+        f"the earliest of equals; best round: its number.{_lacking(entries)}{private}"
     )
 
 
-def _cost_caption(target_accuracy: float | None) -> str:
+def _lacking(entries: Sequence[Entry]) -> str:
+    """Whose accuracy is not that of all clients, as a sentence after others."""
+    names = [e.name for e in entries if any(run.lacks_clients for run in e.complete)]
+    if not names:
+        return ""
+    return (
+        f" Accuracies of {joined(names)}, the worst client's too, cover the clients that answered "
+        "in that round."
+    )
+
+
+def _cost_caption(entries: Sequence[Entry], target_accuracy: float | None) -> str:
+    left_out = left_out_of_costs(run for entry in entries for run in entry.complete)
     cost = (
         "Cost of a run, mean ± sample standard deviation over seeds; bytes are those of all "
-        "clients, client seconds are summed over clients."
+        f"clients, client seconds are summed over clients. {left_out}".rstrip()
     )
     if target_accuracy is None:
         return cost
@@ -326,14 +344,31 @@ def _notes(entries: Sequence[Entry]) -> Iterable[str]:
     for entry in entries:
         missing = entry.num_seeds - len(entry.complete)
         if missing:
-            cut = [
-                f"seed {run.seed} is {run.status} at round {run.rounds_done} of "
-                f"{run.rounds_planned}"
-                for run in entry.runs
-                if not run.finished
-            ]
+            cut = [_cut_short(run) for run in entry.runs if not run.finished]
             detail = f": {'; '.join(cut)}" if cut else ""
             yield f"{entry.name}: {missing} of {entry.num_seeds} seeds missing{detail}."
+        for run in entry.complete:
+            for taken_up in run.resumed:
+                if taken_up.changed:
+                    yield (
+                        f"{entry.name}: seed {run.seed} was resumed after round "
+                        f"{taken_up.after_round} with {taken_up.changed_line}; its results may "
+                        "differ in their last bits from those of a run that was not."
+                    )
+
+
+def _cut_short(run: LoadedRun) -> str:
+    """How far a run came that is not complete, and why no further."""
+    reached = f"round {run.rounds_done} of {run.rounds_planned}"
+    if run.status == "failed":
+        return f"seed {run.seed} failed at {reached} ({run.failure_line or NO_REASON})"
+    return f"seed {run.seed} is {run.status} at {reached}"
+
+
+_AVERAGED = (
+    "Lines are means over seeds, bands reach one sample standard deviation to each side. Seeds are "
+    "averaged round by round: a point lies at the mean of what its round had cost."
+)
 
 
 def _curves(
@@ -347,22 +382,20 @@ def _curves(
     svg, pdf = draw_curves(series, panels, ", ".join(told))
     under = f" under {setting}" if setting else ""
     several = any(len(entry.complete) > 1 for entry in entries)
-    band = "Lines are means over seeds, bands reach one sample standard deviation to each side. "
-    dashed = any(run.sends_raw_images for entry in entries for run in entry.runs)
+    dashed = any(one.is_dashed for one in series)
+    flat = any(uploads_no_update(s.runs) or not trains_on_clients(s.runs) for s in series)
     return _Figure(
         f"{FIGURES}/{_stem(number, setting)}",
         f"Test accuracy{under} against rounds, uploaded bytes and client seconds",
-        f"Test accuracy{under} against rounds, bytes uploaded by all clients and client seconds, "
-        "both cumulative. "
-        + (band if several else "")
-        + (
-            "Seeds are averaged round by round: a point lies at the mean of what its round had "
-            "cost. "
-            if several
-            else ""
-        )
-        + "Horizontal lines: the final accuracy of methods without that cost."
-        + (f" Dashed: {NOT_PRIVATE}." if dashed else ""),
+        " ".join(
+            [
+                f"Test accuracy{under} against rounds, bytes uploaded by all clients and client "
+                "seconds, both cumulative.",
+                *[_AVERAGED] * several,
+                *["Horizontal lines: the final accuracy of methods without that cost."] * flat,
+                *[f"Dashed: {NOT_PRIVATE}."] * dashed,
+            ]
+        ),
         svg,
         pdf,
     )

@@ -81,10 +81,19 @@ def curve(runs: Sequence[LoadedRun]) -> Curve:
 def uploads_no_update(runs: Sequence[LoadedRun]) -> bool:
     """Whether no upload carries weights or images: there is none, or metrics alone."""
     return any(run.strategy in _UPLOADS_NO_UPDATE for run in runs) or all(
-        run.rounds_done > 0 and spending(run)[-1].bytes_up == 0 for run in runs
+        run.rounds_done > 0 and spending(run)[-1].bytes_up == 0 and not _heard_nobody(run)
+        for run in runs
     )
 
 
 def trains_on_clients(runs: Sequence[LoadedRun]) -> bool:
     """Whether any client has spent time on training, or may yet."""
-    return any(run.rounds_done == 0 or spending(run)[-1].client_s > 0 for run in runs)
+    return any(
+        run.rounds_done == 0 or spending(run)[-1].client_s > 0 or _heard_nobody(run) for run in runs
+    )
+
+
+def _heard_nobody(run: LoadedRun) -> bool:
+    """Whether clients were asked and none was counted: what they would cost is not known."""
+    outcomes = {client.outcome for record in run.rounds for client in record.clients}
+    return bool(outcomes) and "counted" not in outcomes

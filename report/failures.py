@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from core.records import ReplyOutcome
 from report.loading import OUTCOMES, LoadedRun
 from report.methods import Method
-from report.tables import seeds_text
+from report.tables import joined, seeds_text
 
 FAILURES: tuple[ReplyOutcome, ...] = ("refused", "failed", "dropped", "late")
 NO_REASON = "no reason on record"
@@ -86,6 +86,22 @@ def outcome_counts(methods: Sequence[Method]) -> list[OutcomeCounts]:
         counts = tuple(tally[outcome] for outcome in OUTCOMES)
         tallies.append(OutcomeCounts(method, sum(counts), counts))
     return tallies
+
+
+def left_out_of_costs(runs: Iterable[LoadedRun]) -> str:
+    """What client seconds and uploads do not count, as a sentence; empty where nothing is missing.
+
+    Dropouts are simulated and cost nothing.
+    """
+    occurred = {c.outcome for run in runs for record in run.rounds for c in record.clients}
+    without_seconds = [o for o in ("refused", "late", "surplus") if o in occurred]
+    without_bytes = [o for o in ("late", "surplus") if o in occurred]
+    untimed = ["clients that failed"] if "failed" in occurred else []
+    untimed += [f"replies that were {joined(without_seconds, 'or')}"] if without_seconds else []
+    if not untimed:
+        return ""
+    uploads = f"; uploads leave out those that were {joined(without_bytes, 'or')}"
+    return f"Client seconds leave out {joined(untimed)}{uploads if without_bytes else ''}."
 
 
 def failure_rows(methods: Sequence[Method]) -> list[FailureRow]:

@@ -89,7 +89,7 @@ def accuracy_by_client_time(methods: Sequence[Method]) -> Figure:
         methods,
         lambda c: c.client_s,
         [trains_on_clients(method.runs) for method in methods],
-        _axis("Client seconds, summed over clients, cumulative"),
+        _axis("Client seconds, cumulative"),
         lambda seconds: f"{seconds:,g}",
         "%{x:.3~g} client seconds",
     )

@@ -23,16 +23,17 @@ from core.errors import RecordError
 from core.records import write_whole
 from data.partition import Partition
 from report import figures
-from report.curves import trains_on_clients, uploads_no_update
-from report.failures import failure_rows, outcome_counts
+from report.curves import curve, trains_on_clients, uploads_no_update
+from report.failures import NO_REASON, failure_rows, left_out_of_costs, outcome_counts
 from report.images import galleries, without_images
 from report.loading import OUTCOMES, LoadedRun, load_runs
-from report.methods import Comparison, Method, compare
+from report.methods import Comparison, Method, compare, short_names
 from report.tables import (
     COLUMNS,
     NONE,
     Row,
     Statistic,
+    joined,
     plain_bytes,
     result_rows,
     seeds_text,
@@ -46,12 +47,14 @@ _MOST_PARTITIONS = 6
 _MOST_FAILURES = 200
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Sequence[Path], out: Path, labels: Mapping[Path, str] | None = None) -> Path:
     """Write the report on run folders.
 
     Args:
         runs: Run folders; those that differ only in their seed are shown as one method.
         out: The HTML file, replaced whole if it is there.
+        labels: By run folder, what its method is called, such as a suite's method and setting; runs
+            of one label are shown as one method.
 
     Returns:
         The absolute path of the file.
@@ -62,7 +65,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     path = Path(out).expanduser().resolve()
     if path.is_dir():
         raise RecordError(f"{path} is a folder; name the HTML file to write, such as report.html")
-    page = render(compare(load_runs(runs)))
+    named = {Path(run).expanduser().resolve(): label for run, label in (labels or {}).items()}
+    page = render(compare(load_runs(runs), named))
     try:
         write_whole(path, page.encode())
     except OSError as error:
@@ -83,6 +87,7 @@ def render(comparison: Comparison) -> str:
     )
     scripts = [get_plotlyjs(), (_FOLDER / "report.js").read_text("utf-8")]
     methods = comparison.methods
+    judged = [method for method in methods if curve(method.runs).rounds]
     rows = result_rows(methods)
     partitions, failures = _partitions(comparison.runs), failure_rows(methods)
     return environment.get_template("report.html").render(
@@ -104,8 +109,11 @@ def render(comparison: Comparison) -> str:
             "time": figures.accuracy_by_time(methods),
         },
         several_seeds=any(len(method.runs) > 1 for method in methods),
-        silent=[method.label for method in methods if uploads_no_update(method.runs)],
-        idle=[method.label for method in methods if not trains_on_clients(method.runs)],
+        left_out=left_out_of_costs(comparison.runs),
+        undotted=any(None in (r.final.client_accuracy or ()) for r in comparison.runs if r.final),
+        lacking=[m.label for m in methods if any(run.lacks_clients for run in m.runs)],
+        silent=[m.label for m in judged if uploads_no_update(m.runs)],
+        idle=[m.label for m in judged if not trains_on_clients(m.runs)],
         class_tables=_class_tables(methods),
         confusions=[
             (method, figure)
@@ -124,6 +132,7 @@ def render(comparison: Comparison) -> str:
         settings=_settings(methods),
         environments=_environments(comparison.runs),
         resumptions=_resumptions,
+        joined=joined,
     )
 
 
@@ -138,7 +147,7 @@ def _policy(scripts: Iterable[str]) -> str:
 
 def _title(comparison: Comparison) -> str:
     sources = _values(comparison.runs, "data.source")
-    return f"Federated training on {_join(sources)}" if sources else "Federated training"
+    return f"Federated training on {joined(sources)}" if sources else "Federated training"
 
 
 def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -150,23 +159,23 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
     rounds = _values(runs, "rounds")
     ways = list(dict.fromkeys(_dealing(run.config) for run in runs))
     subject = (
-        _join(labels) if few else f"{len(labels)} {'method' if len(labels) == 1 else 'methods'}"
+        joined(labels) if few else f"{len(labels)} {'method' if len(labels) == 1 else 'methods'}"
     )
     sentences = [
-        f"{subject} trained on {_join(_values(runs, 'data.source')) or 'one data set'}, "
-        f"dealt to {_join(clients)} {'client' if clients == ['1'] else 'clients'} "
+        f"{subject} trained on {joined(_values(runs, 'data.source')) or 'one data set'}, "
+        f"dealt to {joined(clients)} {'client' if clients == ['1'] else 'clients'} "
         f"{ways[0] if len(ways) == 1 else f'in {len(ways)} ways'}, "
-        f"for {_join(rounds)} {'round' if rounds == ['1'] else 'rounds'}, "
+        f"for {joined(rounds)} {'round' if rounds == ['1'] else 'rounds'}, "
         f"with {'seed' if len(seeds) == 1 else 'seeds'} {seeds_text(seeds)}."
     ]
     judged = [row for row in rows if row.test_accuracy is not None]
     if judged and few:
         results = [f"{row.method.label} {_inline(row.test_accuracy)}" for row in judged]
-        sentences.append(f"Test accuracy at the last evaluated round: {_join(results)}.")
+        sentences.append(f"Test accuracy at the last evaluated round: {joined(results)}.")
     elif judged:
         ordered = sorted(judged, key=lambda row: row.test_accuracy.mean if row.test_accuracy else 0)
         ends = [f"{_inline(r.test_accuracy)} ({r.method.label})" for r in (ordered[0], ordered[-1])]
-        sentences.append(f"Test accuracy at the last evaluated round lies between {_join(ends)}.")
+        sentences.append(f"Test accuracy at the last evaluated round lies between {joined(ends)}.")
     else:
         sentences.append("No round has been evaluated yet.")
     sent = [
@@ -175,7 +184,7 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
         if row.bytes_up is not None and not uploads_no_update(row.method.runs)
     ]
     if sent and few:
-        sentences.append(f"Uploaded by all clients together: {_join(sent)}.")
+        sentences.append(f"Uploaded by all clients together: {joined(sent)}.")
     raw = [method.label for method in comparison.methods if method.sends_raw_images]
     guarantees = {run.privacy.guarantee for run in runs if run.privacy is not None}
     if guarantees == {"none"}:
@@ -185,7 +194,7 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
         sentences.append(f"Malicious clients took part ({'; '.join(attacked)}).")
     if raw:
         verb = "sends" if len(raw) == 1 else "send"
-        sentences.append(f"{_join(raw)} {verb} clients' real images as they are.")
+        sentences.append(f"{joined(raw)} {verb} clients' real images as they are.")
     return " ".join(sentences)
 
 
@@ -210,38 +219,41 @@ def _dealing(config: Mapping[str, Any]) -> str:
 
 
 def _values(runs: Iterable[LoadedRun], key: str) -> list[str]:
-    return list(dict.fromkeys(str(run.config[key]) for run in runs if key in run.config))
-
-
-def _join(words: Iterable[str]) -> str:
-    """Join as prose does.
-
-    >>> _join(["a", "b", "c"])
-    'a, b and c'
-    """
-    *first, last = [*words] or [""]
-    return f"{', '.join(first)} and {last}" if first else last
+    found = dict.fromkeys(run.config[key] for run in runs if key in run.config)
+    short = short_names(found)
+    return [str(short.get(value, value)) for value in found]
 
 
 def _notes(comparison: Comparison) -> Iterable[str]:
     """What a reader must know before the figures."""
-    for run in comparison.runs:
-        where = f"{run.name} ({run.strategy}, seed {run.seed})"
-        reached = f"round {run.rounds_done} of {run.rounds_planned}"
-        if run.status == "failed":
-            yield f"{where} failed at {reached}: {run.failure or 'no reason on record'}"
-        elif run.status == "interrupted":
-            yield f"{where} was interrupted at {reached}."
-        elif run.status == "running":
-            yield f"{where} is still running or was cut off; on record up to {reached}."
+    for method in comparison.methods:
+        yield from (_cut_short(method, run) for run in method.runs if not run.finished)
     for left_out, kept in comparison.superseded:
         yield (
-            f"{left_out.name} is left out: {kept.name} has the same settings and seed and is "
+            f"{left_out.name} is left out: {kept.name} is of the same method and seed, and "
             f"{'newer' if kept.started >= left_out.started else 'complete'}."
         )
+    changed = [run.name for run in comparison.runs if any(r.changed for r in run.resumed)]
+    if changed:
+        yield (
+            f"Resumed in another environment than begun in: {joined(changed)}. The results may "
+            "differ in their last bits from those of runs that were not; what changed stands under "
+            "Reproduce."
+        )
     if comparison.task_differences:
-        keys = _join(comparison.task_differences)
+        keys = joined(comparison.task_differences)
         yield f"The methods differ in {keys}: compare their figures with care."
+
+
+def _cut_short(method: Method, run: LoadedRun) -> str:
+    """How far a run came that is not complete, and why no further."""
+    where = f"{run.name} ({method.name}, seed {run.seed})"
+    reached = f"round {run.rounds_done} of {run.rounds_planned}"
+    if run.status == "failed":
+        return f"{where} failed at {reached}: {run.failure_line or NO_REASON}"
+    if run.status == "interrupted":
+        return f"{where} was interrupted at {reached}."
+    return f"{where} is still running or was cut off; on record up to {reached}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +281,7 @@ class _PartitionView:
     """One partition, and which runs use it."""
 
     partition: Partition
+    source: str
     seeds: str
     dealing: str
     figure: figures.Figure
@@ -279,6 +292,7 @@ def _partitions(runs: Sequence[LoadedRun]) -> list[_PartitionView]:
     for run in runs:
         if run.partition is not None:
             users.setdefault(_digest(run.partition), []).append(run)
+    sources = short_names(run.partition.source for run in runs if run.partition is not None)
     views = []
     for members in users.values():
         partition = members[0].partition
@@ -286,6 +300,7 @@ def _partitions(runs: Sequence[LoadedRun]) -> list[_PartitionView]:
         views.append(
             _PartitionView(
                 partition,
+                sources.get(partition.source, partition.source),
                 seeds_text(sorted({run.seed for run in members})),
                 _dealing(members[0].config),
                 figures.partition_counts(partition, members[0].class_names),
@@ -340,10 +355,11 @@ def _statements(method: Method) -> list[str]:
 def _resumptions(run: LoadedRun) -> str:
     """When a run was taken up again, as the end of a line; empty where it never was."""
     times = [
-        f"after round {taken_up.after_round} ({taken_up.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC)"
+        f"after round {taken_up.after_round} ({taken_up.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        f"{f'; changed: {taken_up.changed_line}' if taken_up.changed else ''})"
         for taken_up in run.resumed
     ]
-    return f", resumed {_join(times)}" if times else ""
+    return f", resumed {joined(times)}" if times else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,4 +390,4 @@ def _environments(runs: Sequence[LoadedRun]) -> list[tuple[str, list[tuple[str, 
             users.setdefault(tuple(run.environment.items()), []).append(run.name)
     if len(users) == 1:
         return [("All runs", list(next(iter(users))))]
-    return [(_join(names), list(values)) for values, names in users.items()]
+    return [(joined(names), list(values)) for values, names in users.items()]

@@ -1,14 +1,15 @@
 """Run folders as the report reads them: typed, checked, and never changed.
 
 A run that is still going on, or was cut off, is read as far as it got. A file that is there but
-damaged, or missing from a run that says it is complete, is refused by name.
+damaged, or missing from a run that says it is complete, is refused by name; so is such a run that
+lacks rounds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -59,10 +60,18 @@ class Resumption:
     Attributes:
         after_round: The last round that was kept.
         at: When.
+        changed: What was not as it had been when the run began, such as ``{"torch": "2.14 ->
+            2.15"}``; results may then differ in their last bits.
     """
 
     after_round: int
     at: datetime
+    changed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def changed_line(self) -> str:
+        """What was not as it had been, in one line; empty where nothing was."""
+        return ", ".join(f"{key} {values}" for key, values in self.changed.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -132,6 +141,16 @@ class LoadedRun:
         return self.status == "complete"
 
     @property
+    def failure_line(self) -> str | None:
+        """Why it failed, in one line: a client's trace may follow it in `failure`."""
+        return (self.failure or "").strip().partition("\n")[0] or None
+
+    @property
+    def lacks_clients(self) -> bool:
+        """Whether an evaluation lacks clients, which make it themselves and did not all answer."""
+        return any(None in (record.client_accuracy or ()) for record in self.rounds)
+
+    @property
     def sends_raw_images(self) -> bool:
         """Whether clients send real images as they are."""
         raw = self.privacy is not None and self.privacy.images_sent == "raw"
@@ -192,7 +211,8 @@ def load_run(path: Path) -> LoadedRun:
     """Load one run folder.
 
     Raises:
-        RecordError: It is no run folder, or one of its files is damaged; names the file.
+        RecordError: It is no run folder, one of its files is damaged, or it is complete and lacks
+            rounds; names the file.
     """
     folder = RunFolder.open(path)
     run, run_file = folder.read_json("run"), folder.path / "run.json"
@@ -209,7 +229,10 @@ def load_run(path: Path) -> LoadedRun:
         folder.path / "environment.json",
         lambda: dict(_flat(folder.read_json("environment"))),
     )
+    config = _read_config(folder, run["schema"])
     rounds = _read_rounds(folder)
+    if finished:
+        _refuse_lost_rounds(folder, rounds, run.get("rounds_done"), config["rounds"])
     num_classes = _num_classes(folder, rounds, partition)
     if finished and all(record.test is None for record in rounds):
         raise RecordError(f"{folder.rounds} holds no evaluated round of a run that is complete")
@@ -221,7 +244,7 @@ def load_run(path: Path) -> LoadedRun:
         command=_text(run, "command", run_file),
         started=_time(run, "started", run_file),
         resumed=_resumed(run, run_file),
-        config=_read_config(folder, run["schema"]),
+        config=config,
         environment=environment or {},
         partition=partition,
         privacy=_unless_too_early(
@@ -307,18 +330,29 @@ def _read_rounds(folder: RunFolder) -> list[RoundRecord]:
         records = folder.read_rounds()
     except (AttributeError, UnicodeDecodeError) as error:
         raise RecordError(f"{folder.rounds} is not JSON lines of round records: {error}") from error
-    reached = -1
     for record in records:
         try:
             problem = _problem(record)
         except (AttributeError, TypeError) as error:
             problem = str(error)
-        if problem is None and record.round <= reached:
-            problem = f"it comes after round {reached}"
         if problem:
             raise RecordError(f"{folder.rounds}, round {record.round}: {problem}")
-        reached = record.round
     return records
+
+
+def _refuse_lost_rounds(
+    folder: RunFolder, rounds: Sequence[RoundRecord], rounds_done: object, planned: Scalar
+) -> None:
+    """Refuse a complete run that has not all its rounds, or that says so of fewer."""
+    last = rounds[-1].round if rounds else None
+    if last == rounds_done == planned:
+        return
+    held = "holds no round" if last is None else f"ends at round {last}"
+    raise RecordError(
+        f"{folder.rounds} {held}, but {folder.path / 'run.json'} says that the run is complete "
+        f"with rounds_done={rounds_done} of rounds={planned}; restore the file, or run it anew "
+        "under another name"
+    )
 
 
 def _problem(record: RoundRecord) -> str | None:
@@ -396,11 +430,20 @@ def _text(values: Mapping[str, Any], key: str, path: Path) -> str:
 def _resumed(run: Mapping[str, Any], path: Path) -> tuple[Resumption, ...]:
     entries = run.get("resumed", [])
     if not isinstance(entries, list) or not all(
-        isinstance(entry, Mapping) and isinstance(entry.get("after_round"), int)
+        isinstance(entry, Mapping)
+        and isinstance(entry.get("after_round"), int)
+        and isinstance(entry.get("changed", {}), Mapping)
         for entry in entries
     ):
-        raise RecordError(f"{path} has resumed={entries!r}; it is a list of after_round and at")
-    return tuple(Resumption(entry["after_round"], _time(entry, "at", path)) for entry in entries)
+        raise RecordError(
+            f"{path} has resumed={entries!r}; it is a list of after_round, at and changed"
+        )
+    return tuple(
+        Resumption(
+            entry["after_round"], _time(entry, "at", path), dict(_flat(entry.get("changed", {})))
+        )
+        for entry in entries
+    )
 
 
 def _time(values: Mapping[str, Any], key: str, path: Path) -> datetime:

@@ -1,11 +1,15 @@
-"""Which runs belong together: those that differ in nothing but their seed are one method."""
+"""Which runs belong together: those of one label, or that differ in nothing but their seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
 from core.config import NOT_SETTINGS, Scalar
+from core.plugins import is_plugin
 from report.loading import LoadedRun
 
 NOT_PRIVATE = "not private"
@@ -13,6 +17,7 @@ NOT_PRIVATE = "not private"
 _TASK_SECTIONS = ("data", "partition", "model", "rounds", "cohort", "faults", "attack")
 
 _Key = tuple[tuple[str, Scalar], ...]
+_Group = str | _Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +25,20 @@ class Method:
     """Runs that differ only in their seed.
 
     Attributes:
-        strategy: The strategy as configured.
+        strategy: The strategy as configured; a user's own by file and class name.
         settings: Those that tell it from the other methods shown, as ``(short key, value)``.
         finished: Whether its runs are complete; unfinished ones form a method of their own, so
             that no mean mixes rounds reached with rounds planned.
         runs: Ascending by seed, one per seed.
+        given_name: What it is called instead of by strategy and settings; None where nobody named
+            it.
     """
 
     strategy: str
     settings: tuple[tuple[str, Scalar], ...]
     finished: bool
     runs: tuple[LoadedRun, ...]
+    given_name: str | None = None
 
     @property
     def sends_raw_images(self) -> bool:
@@ -44,7 +52,9 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Strategy and telling settings."""
+        """The name given, or strategy and telling settings."""
+        if self.given_name is not None:
+            return self.given_name
         return " ".join([self.strategy, *(f"{key}={value}" for key, value in self.settings)])
 
     @property
@@ -85,8 +95,8 @@ class Comparison:
 
     Attributes:
         methods: In the order in which the runs were given.
-        superseded: Pairs (run left out, run kept) of equal settings and seed. The complete one is
-            kept, and of two the one that started later.
+        superseded: Pairs (run left out, run kept) of one method and seed. The complete one is kept,
+            and of two the one that started later.
     """
 
     methods: tuple[Method, ...]
@@ -104,31 +114,62 @@ class Comparison:
         return tuple(key for key in _task_keys(groups) if _differs(key, groups))
 
 
-def compare(runs: Sequence[LoadedRun]) -> Comparison:
-    """Group `runs` into methods."""
-    kept: dict[tuple[_Key, int], LoadedRun] = {}
+def compare(
+    runs: Sequence[LoadedRun], labels: Mapping[Path, str] = MappingProxyType({})
+) -> Comparison:
+    """Group `runs` into methods.
+
+    Args:
+        runs: In the order in which their methods are shown.
+        labels: By absolute path of a run folder, what its method is called. Runs of one label are
+            one method; those without any are where they differ in nothing but their seed.
+    """
+    kept: dict[tuple[_Group, int], LoadedRun] = {}
     superseded = []
     for run in runs:
-        slot = (_settings(run), run.seed)
+        slot = (labels.get(run.folder.path, _settings(run)), run.seed)
         rival = kept.setdefault(slot, run)
         if rival is not run:
             older, newer = sorted((rival, run), key=lambda r: (r.finished, r.started))
             kept[slot] = newer
             superseded.append((older, newer))
-    groups: dict[tuple[_Key, bool], list[LoadedRun]] = {}
-    for (settings, _), run in kept.items():
-        groups.setdefault((settings, run.finished), []).append(run)
-    told_by = _telling_keys([dict(settings) for settings, _ in groups])
+    groups: dict[tuple[_Group, bool], list[LoadedRun]] = {}
+    for (group, _), run in kept.items():
+        groups.setdefault((group, run.finished), []).append(run)
+    told_by = _telling_keys([dict(group) for group, _ in groups if not isinstance(group, str)])
+    names = short_names(value for run in runs for value in run.config.values())
     methods = []
-    for (settings, finished), members in groups.items():
-        values = dict(settings)
-        strategy = str(values["strategy"])
-        telling = tuple(
-            (short, values[key]) for key, short in told_by[strategy].items() if key in values
-        )
+    for (group, finished), members in groups.items():
         ordered = tuple(sorted(members, key=lambda run: run.seed))
-        methods.append(Method(strategy, telling, finished, ordered))
+        strategy = ordered[0].strategy
+        name = names.get(strategy, strategy)
+        if isinstance(group, str):
+            methods.append(Method(name, (), finished, ordered, group))
+            continue
+        values = dict(group)
+        telling = tuple(
+            (short, names.get(values[key], values[key]))
+            for key, short in told_by[strategy].items()
+            if key in values
+        )
+        methods.append(Method(name, telling, finished, ordered))
     return Comparison(tuple(methods), tuple(superseded))
+
+
+def short_names(values: Iterable[Scalar]) -> Mapping[Scalar, str]:
+    """Shorter names of users' own objects: ``FILE.py:NAME`` without the folder of the file.
+
+    Those that would then be one name are left out, and so is every value of another form.
+
+    >>> short_names(["fedavg", "/home/me/mine.py:Mine"])
+    {'/home/me/mine.py:Mine': 'mine.py:Mine'}
+    >>> short_names(["a/mine.py:Mine", "b/mine.py:Mine"])
+    {}
+    """
+    own = {value for value in values if isinstance(value, str) and is_plugin(value)}
+    short: dict[Scalar, str] = {value: Path(value).name for value in own}
+    users = Counter(short.values())
+    return {value: name for value, name in short.items() if users[name] == 1}
 
 
 def _settings(run: LoadedRun) -> _Key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -116,18 +117,18 @@ def amount_of_bytes(value: Statistic | None) -> str:
     if value.std is None:
         return plain_bytes(value.mean)
     unit, scale = _byte_unit(value.mean)
-    return f"{_spread(value, lambda x: _four_digits(x / scale, value.mean / scale))} {unit}"
+    return f"{_spread(value, lambda x: _digits(x / scale, value.mean / scale))} {unit}"
 
 
 def plain_bytes(count: float) -> str:
     """One number of bytes: ``1.25 MB``."""
     unit, scale = _byte_unit(count)
-    return f"{_four_digits(count / scale, count / scale)} {unit}"
+    return f"{_digits(count / scale, count / scale)} {unit}"
 
 
 def seconds(value: Statistic | None) -> str:
     """Seconds: ``12.3 ± 0.4``."""
-    return _spread(value, lambda x: _four_digits(x, value.mean if value else 0))
+    return _spread(value, lambda x: _digits(x, value.mean if value else 0))
 
 
 def _spread(value: Statistic | None, show: Callable[[float], str]) -> str:
@@ -138,8 +139,14 @@ def _spread(value: Statistic | None, show: Callable[[float], str]) -> str:
     return f"{show(value.mean)} ± {show(value.std) if value.std else 0}"
 
 
-def _four_digits(value: float, scale: float) -> str:
-    decimals = 0 if scale >= 1000 or scale == 0 else 1 if scale >= 100 else 2
+def _digits(value: float, scale: float) -> str:
+    """A number with the decimals that become `scale`: up to four digits of it, at least two."""
+    if scale == 0 or scale >= 1000:
+        decimals = 0
+    elif scale >= 1:
+        decimals = 1 if scale >= 100 else 2
+    else:
+        decimals = 1 - math.floor(math.log10(scale))
     return f"{value:,.{decimals}f}"
 
 
@@ -165,6 +172,19 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return ", ".join(
         f"{a}" if a == b else f"{a}, {b}" if b == a + 1 else f"{a} to {b}" for a, b in spans
     )
+
+
+def joined(words: Sequence[str], last: str = "and") -> str:
+    """Words as prose lists them.
+
+    >>> joined(["a", "b", "c"])
+    'a, b and c'
+    >>> joined(["a, 1", "b, 2", "c"])
+    'a, 1; b, 2 and c'
+    """
+    *before, end = words or [""]
+    apart = "; " if any("," in word for word in words) else ", "
+    return f"{apart.join(before)} {last} {end}" if before else end
 
 
 def rounds_text(rounds: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from core.client_state import ClientStore
 from core.config import RunConfig
-from core.errors import RecordError
+from core.errors import BusyError, RecordError
 from core.records import (
     SCHEMA_VERSION,
     RoundRecord,
@@ -54,7 +54,7 @@ class Recorder:
         """Begin the record of a run, in a folder that holds nothing yet.
 
         Raises:
-            RecordError: Another process writes to the folder.
+            BusyError: Another process writes to the folder.
         """
         self._open(folder, preparation)
         self._describe()
@@ -67,9 +67,9 @@ class Recorder:
         A folder that is refused is left as it was.
 
         Raises:
-            RecordError: Another process writes to the folder, the folder is of a run of another
-                configuration, partition or data, or its records, its last checkpoint or a client's
-                state cannot be gone on from.
+            BusyError: Another process writes to the folder.
+            RecordError: The folder is of a run of another configuration, partition or data, or its
+                records, its last checkpoint or a client's state cannot be gone on from.
         """
         self = cls.__new__(cls)
         self._open(folder, preparation)
@@ -104,7 +104,7 @@ class Recorder:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise RecordError(
+            raise BusyError(
                 f"run folder {folder.path} is being written to by another process; wait for it, "
                 "or end it first"
             ) from error

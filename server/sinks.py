@@ -143,6 +143,25 @@ def open_sinks(config: RunConfig, folder: RunFolder, resumed_after: int | None) 
     return opened
 
 
+def replay(config: RunConfig, folder: RunFolder) -> None:
+    """Send a complete run's records to every sink that is configured, as to a new run.
+
+    Raises:
+        RecordError: The records cannot be read.
+        RunError: As `open_sinks`.
+    """
+    records = folder.read_rounds()
+    sinks, status = open_sinks(config, folder, None), "interrupted"
+    try:
+        for record in records:
+            for sink in sinks:
+                sink.round(record)
+        status = "complete"
+    finally:
+        for sink in sinks:
+            sink.close(status)
+
+
 class TensorBoardSink:
     """Event files in the run folder."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +190,8 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_end(
     folder = tmp_path / ".runs" / "study"
     record = Recorder.round
 
-    def interrupt(self: Recorder, now: RoundRecord, *rest: Any) -> None:
-        record(self, now, *rest)
+    def interrupt(self: Recorder, now: RoundRecord, *rest: Any, **options: Any) -> None:
+        record(self, now, *rest, **options)
         if now.round == 2 and self.folder.path == folder / name:
             raise KeyboardInterrupt
 
@@ -265,7 +267,7 @@ def test_a_candidate_that_diverges_loses_and_all_of_them_fail_the_method(
     suite.write_text(SUITE.replace("[1e-6, 0.1]", "[1e30, 0.1]"))
     result = compare()
     assert result.exit_code == 0, result.stderr
-    assert "learning-rate=1e+30  failed: RunError: " in result.stdout
+    assert "learning-rate=1e+30  failed: DivergedError: " in result.stdout
     assert (
         states(value_of(compare("--dry-run", "--json")))["tuning/fedavg-learning-rate1e+30-seed1"]
         == "failed"
@@ -277,6 +279,97 @@ def test_a_candidate_that_diverges_loses_and_all_of_them_fail_the_method(
     value = value_of(compare("--json"))
     assert [run["name"] for run in value["runs"]] == ["all-data-seed0", "all-data-seed1"]
     assert "all candidates failed; it would not be run" in compare("--dry-run").stdout
+
+
+def test_a_run_that_diverged_is_computed_once_and_shown_with_its_reason(
+    tmp_path: Path, suite: Path
+) -> None:
+    suite.write_text(SUITE.replace('"centralized"', '"centralized"\ntrain.learning-rate = 1e30'))
+    assert compare().exit_code == 4
+    folder = tmp_path / ".runs" / "study"
+    before = started(folder)
+    assert states(value_of(compare("--dry-run", "--json")))["all-data-seed0"] == "failed"
+    again = compare()
+    assert again.exit_code == 4
+    assert started(folder) == before
+    place = folder / "all-data-seed0"
+    assert "run all-data-seed0 failed: DivergedError: " in again.stdout
+    assert f"to run it again, move {place} away" in again.stdout
+    assert "Traceback" not in again.stderr
+    value = value_of(compare("--json"))
+    assert [run["name"] for run in value["runs"]] == ["fedavg-seed0", "fedavg-seed1"]
+    assert [(run["name"], run["status"]) for run in value["unfinished"]] == [
+        ("all-data-seed0", "failed"),
+        ("all-data-seed1", "failed"),
+    ]
+    assert all(run["failure"].startswith("DivergedError: ") for run in value["unfinished"])
+    page = (folder / "comparison.md").read_text()
+    assert "all-data: 2 of 2 seeds missing: seed 0 failed at round " in page
+    assert "all-data" in (folder / "report.html").read_text()
+    assert value["report"] == str(folder / "report.html")
+
+
+HOLDS = """
+import sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    assert compare().exit_code == 0
+    held = RunFolder(tmp_path / ".runs" / "study" / "all-data-seed0")
+    held.write_json("run", {**held.read_json("run"), "status": "running"})
+    before = {p: p.read_bytes() for p in held.path.rglob("*") if p.is_file()}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(held.lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        result = compare()
+        other.communicate()
+    assert result.exit_code == 4
+    assert "run all-data-seed0 failed: BusyError: " in result.stdout
+    assert "moved aside" not in result.stdout
+    assert {p: p.read_bytes() for p in held.path.rglob("*") if p.is_file()} == before
+    assert not list(held.path.parent.glob("all-data-seed0.*"))
+    assert "all-data-seed0 goes on where it stopped" in compare().stdout
+    assert load_run(held.path).finished
+
+
+def test_a_suites_runs_share_one_mlflow_store_without_its_candidates(
+    tmp_path: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    suite.write_text(SUITE.replace("[base]", '[base]\nsinks.mlflow = true\nsinks.project = "p"'))
+    result = compare()
+    assert result.exit_code == 0, result.stderr
+    folder = tmp_path / ".runs" / "study"
+    assert list(tmp_path.rglob("mlflow.db")) == [folder / "mlflow.db"]
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("p")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.run_name for run in runs) == sorted(FINALS)
+    for run in runs:
+        loaded = load_run(folder / run.info.run_name)
+        assert run.info.status == "FINISHED"
+        assert loaded.folder.read_json("sinks")["mlflow"] == run.info.run_id
+        history = client.get_metric_history(run.info.run_id, "test/accuracy")
+        assert {metric.step: metric.value for metric in history} == {
+            record.round: record.test.accuracy for record in loaded.rounds if record.test
+        }
+        assert run.data.params["name"] == loaded.name
+        assert len(list(loaded.folder.events.iterdir())) == 1
+    assert "fedavg-seed1 is what tuning has run already" in result.stdout
 
 
 def test_nothing_starts_where_one_run_is_refused(tmp_path: Path, suite: Path) -> None:
@@ -300,5 +393,5 @@ def test_a_suite_from_python(tmp_path: Path) -> None:
     assert (result.tuned, result.failures, result.num_left) == ((), (), 0)
     assert tmp_path / ".runs" / "mine" / "comparison.md" in result.comparison
     assert result.report == tmp_path / ".runs" / "mine" / "report.html"
-    assert "centralized" in api.table(result)
+    assert "all-data" in api.table(result)
     assert api.report(result, "mine.html") == tmp_path / "mine.html"

@@ -142,6 +142,13 @@ def test_timeout_drops_late_replies(grid: ResidentGrid, tmp_path: Path) -> None:
     config = ConfigRecord({"gate": str(gate)})
     replies = exchange(grid, kind="query.wait", config=config, timeout=3.0)
     assert replies.keys() == {1, 2, 3, 4}
+    # Each time one of two actors hangs; were it not replaced, the second time nobody would be left.
+    content = RecordDict({"config": config})
+    again = [Message(content, node_id, "query.wait") for node_id in grid.get_node_ids()]
+    answers = iter(grid.send_and_receive(again, timeout=100))
+    others = {grid.partition_of(next(answers).metadata.src_node_id) for _ in range(4)}
+    assert others == {1, 2, 3, 4}
+    del answers
     gate.touch()
     replies = exchange(grid, kind="query.wait", config=config)
     assert replies.keys() == {0, 1, 2, 3, 4}

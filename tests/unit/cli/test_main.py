@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from typer.testing import CliRunner
 
 import cli.main
 import experiments.plan
-from cli.main import EXIT_CODES, app
+from cli.main import EXIT_CODES, SUITE_FORM, app
 from core.errors import ConfigError, DataError, RecordError, RunError, TesseraError
-from strategies.table import STRATEGIES, config_keys
+from core.records import RunFolder
+from experiments.suite import parse_suite
+from strategies.table import STRATEGIES, config_keys, parse_config
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -71,6 +75,31 @@ def test_exit_codes_are_those_of_the_errors_and_in_every_help() -> None:
         shown = tessera(*words, "--help").stdout
         for code, meaning in EXIT_CODES.items():
             assert f"{code:>3}  {meaning}" in shown
+
+
+def test_the_suite_in_the_help_is_one() -> None:
+    shown = tessera("compare", "--help").stdout
+    assert textwrap.indent(SUITE_FORM, "    ") in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    suite = parse_suite({"name": "s", **tomllib.loads(SUITE_FORM)})
+    assert tuple(tomllib.loads(SUITE_FORM)) == ("seeds", "target-accuracy", *TABLES)
+    assert (suite.seeds, suite.settings, suite.methods) == ((0, 1, 2), ("skewed",), ("FedAvg",))
+    assert [tuning.num_trials for tuning in suite.tunings] == [2]
+
+
+TABLES = ("base", "settings", "tuning", "methods")
+
+
+@pytest.mark.parametrize("record", ["{}", '{"schema": 2}', '{"status": null}', "[]", "{"])
+def test_a_run_whose_record_lacks_its_status_is_refused(tmp_path: Path, record: str) -> None:
+    flat = parse_config({"strategy": "centralized", "runs": str(tmp_path), "rounds": 1}).flat()
+    folder = RunFolder.create(tmp_path, "mine", flat)
+    (folder.path / "run.json").write_text(record)
+    result = tessera("run", "--resume", "mine")
+    assert result.exit_code == 5
+    assert str(folder.path / "run.json") in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (folder.path / "run.json").read_text() == record
 
 
 def test_version() -> None:

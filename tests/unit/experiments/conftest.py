@@ -83,6 +83,7 @@ def end_run(folder: RunFolder, config: RunConfig, status: str, failure: str | No
             "identity": config.identity(),
             "class_names": ["0", "1"],
             "started": "2026-01-01T00:00:00+00:00",
+            "rounds_done": max(len(folder.read_rounds()) - 1, 0),
         },
     )
 
@@ -93,27 +94,33 @@ class FakeRuns:
     Attributes:
         figures: What each run comes to.
         raises: By the run's name: what it raises, as often as it is tried.
+        unmade: Names of runs that raise before they have a folder.
         cannot_go_on: Names of runs that `resume` refuses.
         calls: What was done, such as "run a-seed0" and "resume a-seed0".
         planned: Names of the runs that were checked before the start.
         compared: What the comparison was last written of.
         notes: Its notes.
+        labels: What the report was last told to call methods.
         seconds: What the clock shows; each run takes a minute.
     """
 
     def __init__(self) -> None:
         self.figures: Figures = lambda config: (0.5, 0.5)
         self.raises: dict[str, BaseException] = {}
+        self.unmade: set[str] = set()
         self.cannot_go_on: set[str] = set()
         self.calls: list[str] = []
         self.planned: list[str] = []
         self.compared: Sequence[Entry] = ()
         self.notes: Sequence[str] = ()
+        self.labels: Mapping[Path, str] = {}
         self.seconds = 0.0
         self._configs: dict[Path, RunConfig] = {}
 
     def run(self, config: RunConfig, progress: Progress, *, keep_data: bool = False) -> Path:
         self.calls.append(f"run {config.name}")
+        if config.name in self.unmade:
+            raise self.raises[config.name]
         return self._go_on(start_run(config), config, progress)
 
     def resume(
@@ -138,7 +145,10 @@ class FakeRuns:
             failure = None if interrupted else f"{type(error).__name__}: {error}"
             end_run(folder, config, "interrupted" if interrupted else "failed", failure)
             raise error
-        record = round_record(1, *self.figures(config))
+        recorded = len(folder.read_rounds())
+        for number in range(recorded, config.rounds):
+            folder.append_round(round_record(number, 0.1, 0.1))
+        record = round_record(config.rounds, *self.figures(config))
         folder.append_round(record)
         progress.round_ended(record)
         end_run(folder, config, "complete")
@@ -161,7 +171,8 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
         (folder / "comparison.md").write_text(json.dumps(options))
         return [folder / "comparison.md"]
 
-    def write_report(runs: Sequence[Path], out: Path) -> Path:
+    def write_report(runs: Sequence[Path], out: Path, labels: Mapping[Path, str]) -> Path:
+        fake.labels = labels
         out.write_text("".join(f"{run}\n" for run in runs))
         return out
 

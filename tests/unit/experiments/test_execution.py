@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from core.config import RunConfig
-from core.errors import ConfigError, RunError
+from core.errors import BusyError, ConfigError, DivergedError, RecordError, RunError
 from core.records import RoundRecord, RunFolder
 from experiments.execution import Step, SuiteResult, run_suite
 from experiments.suite import parse_suite
@@ -21,7 +21,8 @@ from report.loading import load_run
 from server.progress import PlainProgress
 from tests.unit.experiments.conftest import FakeRuns
 
-DIVERGED = RunError("the model diverged in round 1")
+DIVERGED = DivergedError("the model diverged in round 1")
+DM_IID = ("iid", "dm")
 SKEWED = {"label": "skewed", "partition.alpha": 0.1}
 
 
@@ -46,11 +47,14 @@ class Study:
         self.steps: list[Step] = []
         self.records: list[RoundRecord] = []
 
+    def base(self, **keys: object) -> dict[str, object]:
+        return {"runs": str(self.root), "rounds": 1, **keys}
+
     def value(self, **tables: object) -> dict[str, object]:
         return {
             "name": "s",
             "seeds": [0, 1],
-            "base": {"runs": str(self.root)},
+            "base": self.base(),
             "settings": [{"label": "iid", "partition.scheme": "iid"}, SKEWED],
             "tuning": {"setting": "skewed", "seeds": [1]},
             "methods": [
@@ -264,7 +268,7 @@ def test_a_candidate_that_diverges_loses_and_is_left_at_that(study: Study) -> No
     (tuned,) = result.tuned
     assert tuned.winner is not None
     assert tuned.winner.candidate.keys == {"train.learning-rate": 0.1}
-    assert tuned.tried[1].failure == f"RunError: {DIVERGED}"
+    assert tuned.tried[1].failure == f"DivergedError: {DIVERGED}"
     assert result.failures == ()
     assert len(result.runs) == 8
     study.fake.took()
@@ -291,13 +295,39 @@ def test_a_candidate_that_the_machine_failed_is_tried_again(study: Study) -> Non
     name = TRIALS[1][4:]
     study.fake.raises[name] = MemoryError("full")
     (tuned,) = study.run().tuned
-    assert tuned.tried[1].failure == "MemoryError: full"
+    assert (tuned.tried[1].failure, tuned.tried[1].mishap) == (None, "MemoryError: full")
     study.fake.raises.clear()
     study.fake.took()
     (tuned,) = study.run().tuned
     assert study.fake.took()[0] == f"resume {name}"
     assert tuned.winner is not None
     assert tuned.winner.candidate.keys == {"train.learning-rate": 0.2}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("disk full"), RunError("MLflow cannot be opened"), MemoryError("full")]
+)
+def test_where_a_candidate_fails_without_diverging_its_method_waits(
+    study: Study, error: Exception
+) -> None:
+    """The candidate that failed here is the one that wins in the end."""
+    name = TRIALS[1][4:]
+    study.fake.raises[name] = error
+    result = study.run()
+    assert study.fake.took() == TRIALS + [run for run in FINALS if "dm-" in run]
+    assert [(run.name, why) for run, why in result.failures] == [(f"tuning/{name}", error)]
+    assert (result.tuned[0].winner, result.tuned[0].failed) == (None, False)
+    assert (result.num_left, result.time_is_up) == (3, False)
+    reason = f"{type(error).__name__}: {error}"
+    assert f"learning-rate=0.2: {reason}" in study.fake.notes[0]
+    (told,) = json.loads((study.folder / "tuning.json").read_text())["tunings"]
+    assert (told["settled"], told["candidates"][1]["mishap"]) == (False, reason)
+    study.fake.raises.clear()
+    result = study.run()
+    assert study.fake.took() == [f"resume {name}", *(run for run in FINALS if "avg-" in run)]
+    assert (result.failures, result.num_left, len(result.runs)) == ((), 0, 8)
+    assert result.tuned[0].winner is not None
+    assert result.tuned[0].winner.candidate.keys == {"train.learning-rate": 0.2}
 
 
 def test_a_method_whose_candidates_all_fail_does_not_stop_the_others(study: Study) -> None:
@@ -316,6 +346,192 @@ def test_a_final_run_that_fails_does_not_stop_the_others(study: Study) -> None:
     result = study.run()
     assert [(run.name, error) for run, error in result.failures] == [("dm-iid-seed0", DIVERGED)]
     assert len(result.runs) == 7
+
+
+def test_a_final_run_that_diverged_is_left_at_that_until_its_folder_is_gone(study: Study) -> None:
+    study.fake.raises["dm-iid-seed0"] = DIVERGED
+    study.run()
+    study.fake.raises.clear()
+    study.fake.took()
+    study.fake.planned.clear()
+    for _ in range(2):
+        ((run, error),) = study.run().failures
+        assert study.fake.took() == study.fake.planned == []
+        assert (run.name, type(error), str(error)) == ("dm-iid-seed0", DivergedError, str(DIVERGED))
+        (step,) = [step for step in study.steps if step.action == "failed"]
+        assert step.reason == f"DivergedError: {DIVERGED}"
+    (study.folder / "dm-iid-seed0").rename(study.root / "elsewhere")
+    result = study.run()
+    assert study.fake.took() == ["run dm-iid-seed0"]
+    assert (result.failures, len(result.runs)) == ((), 8)
+
+
+@pytest.mark.parametrize("error", [DIVERGED, MemoryError("full")])
+def test_runs_that_failed_are_shown_with_the_others(study: Study, error: Exception) -> None:
+    study.fake.raises["dm-iid-seed0"] = error
+    result = study.run()
+    ((run, loaded),) = result.unfinished
+    assert (run.name, loaded.status) == ("dm-iid-seed0", "failed")
+    assert loaded.failure == f"{type(error).__name__}: {error}"
+    assert loaded in next(e.runs for e in study.fake.compared if (e.setting, e.label) == DM_IID)
+    assert result.report is not None
+    assert f"{loaded.folder.path}\n" in result.report.read_text()
+    assert study.fake.labels[loaded.folder.path] == "dm under iid"
+    assert study.fake.labels == result.labels
+    assert len(result.labels) == 8
+
+
+def test_a_run_without_a_folder_is_told_in_the_notes(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = study.fake.run
+
+    def fail(config: RunConfig, progress: Any, *, keep_data: bool) -> Path:
+        if config.name == "dm-iid-seed0":
+            raise OSError("disk full\nat length")
+        return run(config, progress, keep_data=keep_data)
+
+    monkeypatch.setattr("experiments.run.run", fail)
+    study.run()
+    assert "dm-iid-seed0 could not be run (OSError: disk full)." in study.fake.notes
+
+
+def test_what_lies_there_of_earlier_results_goes_where_nothing_is_shown(study: Study) -> None:
+    figures = study.folder / "comparison"
+    figures.mkdir(parents=True)
+    for name in ("curves-02-gone.svg", "curves-02-gone.pdf", "mine.txt"):
+        (figures / name).write_text("")
+    (study.folder / "report.html").write_text("of another day")
+    (study.folder / "comparison.md").write_text("of another day")
+    study.fake.raises = {
+        name[4:]: DIVERGED for name in [*TRIALS, *(run for run in FINALS if "dm-" in run)]
+    }
+    for name in [run[4:] for run in FINALS if "dm-" in run]:
+        study.fake.unmade.add(name)
+    result = study.run()
+    assert (result.report, result.runs, result.unfinished) == (None, (), ())
+    assert not (study.folder / "report.html").exists()
+    assert (study.folder / "comparison.md").read_text() != "of another day"
+    assert [path.name for path in figures.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", [TRIALS[1][4:], FINALS[0][4:], "avg-skewed-seed1"])
+def test_a_complete_run_that_is_damaged_is_run_again_and_changes_nothing(
+    study: Study, name: str
+) -> None:
+    first = study.run()
+    study.fake.took()
+    folder = study.folder / ("tuning" if "learning-rate" in name else "") / name
+    lines = (folder / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rounds.jsonl").write_text(lines[0])
+    second = study.run()
+    copied = name == "avg-skewed-seed1"
+    assert study.fake.took() == ([] if copied else [f"run {name}"])
+    if not copied:
+        (step,) = [step for step in study.steps if step.action == "damaged"]
+        assert step.run.config.name == name
+        assert "rounds.jsonl" in step.reason
+    moved = folder.with_name(f"{name}.damaged-1")
+    assert (moved / "rounds.jsonl").read_text() == lines[0]
+    assert second.tuned == first.tuned
+    assert [len(loaded.rounds) for _, loaded in second.runs] == [2] * 8
+
+
+@pytest.mark.parametrize("kind", ["outdated", "damaged"])
+def test_what_another_process_writes_is_not_moved_away(study: Study, kind: str) -> None:
+    folder = study.folder / "dm-iid-seed0"
+    folder.mkdir(parents=True)
+    if kind == "outdated":
+        RunFolder(folder).write_json("run", {"identity": "another"})
+    with FileLock(folder / ".lock", timeout=0):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        result = study.run()
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    ((run, error),) = result.failures
+    assert (run.name, type(error)) == ("dm-iid-seed0", BusyError)
+    assert str(folder) in str(error)
+    assert len(result.runs) == 7
+    assert "run dm-iid-seed0" not in study.fake.took()
+    assert study.run().failures == ()
+    assert study.fake.took() == ["run dm-iid-seed0"]
+    assert folder.with_name(f"dm-iid-seed0.{kind}-1").is_dir()
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_a_run_that_ends_and_cannot_be_read_is_a_failure(
+    study: Study, monkeypatch: pytest.MonkeyPatch, cut_off: bool
+) -> None:
+    if cut_off:
+        study.fake.raises["dm-iid-seed0"] = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            study.run()
+        study.fake.raises.clear()
+    how = "resume" if cut_off else "run"
+    go = getattr(study.fake, how)
+
+    def lose(*args: Any, keep_data: bool) -> Path:
+        folder: Path = go(*args, keep_data=keep_data)
+        if folder.name == "dm-iid-seed0":
+            (folder / "rounds.jsonl").unlink()
+        return folder
+
+    monkeypatch.setattr(f"experiments.run.{how}", lose)
+    ((failed, error),) = study.run().failures
+    assert (failed.name, type(error)) == ("dm-iid-seed0", RecordError)
+    assert "rounds.jsonl" in str(error)
+
+
+def test_sinks_receive_what_tuning_made_under_its_final_name(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[str, str, list[str]]] = []
+
+    def remember(config: RunConfig, folder: RunFolder) -> None:
+        status = folder.read_json("run")["status"]
+        sent.append((config.name, status, sorted(path.name for path in folder.path.iterdir())))
+
+    trial = study.folder / "tuning" / TRIALS[1][4:]
+
+    def with_sinks(config: RunConfig) -> tuple[float, float]:
+        if config.name == trial.name:
+            (trial / "wandb").mkdir()
+            (trial / "events").mkdir()
+            (trial / "sinks.json").write_text("{}")
+        return (0.9, 0.9) if config.name == trial.name else (0.1, 0.1)
+
+    study.fake.figures = with_sinks
+    monkeypatch.setattr("experiments.execution.replay", remember)
+    study.run(base=study.base(**{"sinks.mlflow": True, "sinks.project": "mine"}))
+    ((name, status, files),) = sent
+    assert (name, status) == ("avg-skewed-seed1", "running")
+    assert not {"wandb", "events", "sinks.json"} & {*files}
+    made = load_run(study.folder / name)
+    assert made.finished
+    assert (made.config["sinks.mlflow"], made.config["sinks.project"]) == (True, "mine")
+    assert load_run(trial).config["sinks.mlflow"] is False
+    assert set(study.fake.planned) >= {name, f"tuning/{trial.name}"}  # for its sinks
+
+
+@pytest.mark.parametrize("error", [RunError("MLflow cannot be opened"), KeyboardInterrupt()])
+def test_a_copy_that_does_not_reach_its_sinks_is_made_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(config: RunConfig, folder: RunFolder) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.execution.replay", fail)
+        if isinstance(error, RunError):
+            assert [why for _, why in study.run().failures] == [error]
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                study.run()
+    assert not (study.folder / "avg-skewed-seed1").exists()
+    study.fake.took()
+    result = study.run()
+    assert study.fake.took() == []
+    assert study.actions["avg-skewed-seed1"] == "tuned"
+    assert len(result.runs) == 8
 
 
 def test_each_setting_takes_its_own_winner(study: Study) -> None:
@@ -340,12 +556,14 @@ def test_no_run_starts_after_the_time_and_the_same_call_goes_on(study: Study, mi
     result = study.run(max_minutes=minutes)
     assert study.fake.took() == [*TRIALS, *FINALS][:minutes]
     assert result.num_left == 9 - minutes
+    assert result.time_is_up == (minutes < 9)
     assert (
         study.fake.notes[-1:] == [f"Not complete: {9 - minutes} of 10 runs are left to run."]
-    ) == (2 <= minutes < 9)
+    ) == (minutes < 9)
     if minutes < 2:
         assert result.tuned[0].winner is None
-        assert (result.report, result.comparison) == (None, ())
+        assert (result.report, result.runs) == (None, ())
+        assert [len(entry.runs) for entry in study.fake.compared] == [0] * 4
     result = study.run(max_minutes=100)
     assert study.fake.took() == [*TRIALS, *FINALS][minutes:]
     assert (len(result.runs), result.num_left) == (8, 0)
@@ -447,6 +665,6 @@ def test_where_clients_run_may_change_in_the_middle(
         return resume(path, progress, given, keep_data=keep_data)
 
     monkeypatch.setattr("experiments.run.resume", remember)
-    study.run(base={"runs": str(study.root), "checkpoint-every": 3})
+    study.run(base=study.base(**{"checkpoint-every": 3}))
     assert [given["checkpoint-every"] for given in changes] == [3]
     assert not {"runs", "name", "rounds"} & changes[0].keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.config import SinksConfig
 from core.errors import ConfigError, DataError, Problem
-from experiments.suite import Suite, parse_suite, plan_suite, read_suite, run_folders
+from experiments.suite import (
+    Found,
+    Suite,
+    SuiteRun,
+    parse_suite,
+    plan_suite,
+    read_suite,
+    run_folders,
+)
+from tests.unit.experiments.conftest import end_run, round_record, start_run
 
 METHODS: list[dict[str, object]] = [
     {"label": "sync", "strategy": "fedavg", "train": {"momentum": 0.5}},
@@ -230,6 +241,24 @@ def test_every_problem_of_every_run_is_told_at_once_with_its_table() -> None:
         ({"methods": METHODS, "name": ".."}, "name", "dot"),
         ({"methods": [{"strategy": "fedavg"}]}, "methods number 1: label", "letters"),
         ({"methods": [METHODS[0], METHODS[0]]}, "methods.sync: label", "twice"),
+        (
+            {"methods": [METHODS[0], {**METHODS[1], "label": "Sync"}]},
+            "methods.Sync: label",
+            "differs from sync in case alone",
+        ),
+        (
+            {"methods": METHODS, "settings": [{"label": "IID"}, {"label": "iid"}]},
+            "settings.iid: label",
+            "differs from IID in case alone",
+        ),
+        (
+            {
+                "methods": [{"label": "a"}, {"label": "a-b"}],
+                "settings": [{"label": "B-c"}, {"label": "c"}],
+            },
+            "label",
+            "two runs would have this name",
+        ),
         ({"methods": METHODS, "base": {"seed": 1}}, "base.seed", "leave it out"),
         ({"methods": METHODS, "base": {"name": "x"}}, "base.name", "leave it out"),
         ({"methods": METHODS, "base": 3}, "base", "table"),
@@ -313,6 +342,29 @@ def test_form(value: dict[str, object], key: str, rule: str) -> None:
     assert rule in found[key].rule
 
 
+@pytest.mark.parametrize("grid", [3, {}, {"rounds": 3}])
+def test_a_grid_that_is_refused_is_not_also_missed(grid: object) -> None:
+    found = problems_of({"methods": [{**GRID, "grid": grid}], "tuning": {}})
+    assert len(found) == 1
+    assert "tuning" not in found
+
+
+def test_values_that_differ_in_case_alone_have_folders_of_their_own() -> None:
+    files: list[object] = ["Mine", "mine", "other"]
+    labels = labels_of({"partition.file": files}, "fedavg")
+    assert len({label.casefold() for label in labels}) == 3
+    assert labels[2] == "fileother"
+
+
+def test_candidates_runs_reach_no_sinks_and_are_the_same_runs() -> None:
+    parsed = suite(methods=[GRID], tuning={}, base={"sinks.mlflow": True, "sinks.wandb": True})
+    (candidate, *_) = parsed.tunings[0].candidates
+    (trial,), (final,) = candidate.trials, candidate.finals
+    assert trial.config.sinks == SinksConfig()
+    assert (final.config.sinks.mlflow, final.config.sinks.wandb) == (True, True)
+    assert trial.config.identity() == final.config.identity()
+
+
 def test_a_file_gives_its_name(tmp_path: Path) -> None:
     file = tmp_path / "study.toml"
     file.write_text('[[methods]]\nlabel = "a"\nstrategy = "fedavg"\n')
@@ -335,6 +387,16 @@ def record(folder: Path, **values: Any) -> None:
     (folder / "run.json").write_text(json.dumps(values))
 
 
+def complete(run: SuiteRun) -> None:
+    """Record a run to its end."""
+    if run.folder.exists():
+        shutil.rmtree(run.folder)
+    folder = start_run(run.config)
+    for number in range(run.config.rounds + 1):
+        folder.append_round(round_record(number, 0.5, 0.5))
+    end_run(folder, run.config, "complete")
+
+
 def test_states(tmp_path: Path) -> None:
     (run, _) = suite(base={"runs": str(tmp_path)}).runs
     identity = run.config.identity()
@@ -346,8 +408,18 @@ def test_states(tmp_path: Path) -> None:
     for status in ("running", "failed", "interrupted"):
         record(run.folder, status=status, identity=identity)
         assert run.state() == "incomplete"
+    record(run.folder, status="failed", identity=identity, failure="RunError: no client")
+    assert run.look() == Found("incomplete", "RunError: no client")
+    record(run.folder, status="failed", identity=identity, failure="DivergedError: in round 2")
+    assert run.look() == Found("failed", "DivergedError: in round 2")
     record(run.folder, status="complete", identity=identity)
+    assert run.state() == "damaged"
+    complete(run)
     assert run.state() == "done"
+    assert run.look().run is not None
+    (run.folder / "rounds.jsonl").write_text("")
+    assert run.state() == "damaged"
+    assert "rounds.jsonl" in run.look().reason
     for status in ("complete", "interrupted"):
         record(run.folder, status=status, identity="another")
         assert run.state() == "outdated"
@@ -356,7 +428,7 @@ def test_states(tmp_path: Path) -> None:
 def test_where_clients_run_does_not_make_a_run_outdated(tmp_path: Path) -> None:
     base = {"runs": str(tmp_path)}
     (run, _) = suite(base=base).runs
-    record(run.folder, status="complete", identity=run.config.identity())
+    complete(run)
     assert suite(base={**base, "engine.kind": "ray"}).runs[0].state() == "done"
     assert suite(base={**base, "rounds": 11}).runs[0].state() == "outdated"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,7 +23,9 @@ Tests = Mapping[tuple[str, int], tuple[float, ...]]
 """Test accuracy of a method's run under a seed, by round from 1; validation is 0.01 less."""
 
 
-def loaded(run: SuiteRun, tests: tuple[float, ...]) -> LoadedRun:
+def loaded(
+    run: SuiteRun, tests: tuple[float, ...], status: str = "complete", **config: Any
+) -> LoadedRun:
     rounds: list[RoundRecord] = [
         round_record(number, test - 0.01, test, bytes_up=1000 * number)
         for number, test in enumerate(tests, start=1)
@@ -30,11 +33,11 @@ def loaded(run: SuiteRun, tests: tuple[float, ...]) -> LoadedRun:
     return LoadedRun(
         folder=RunFolder(Path(run.config.name)),
         name=run.config.name,
-        status="complete",
+        status=status,
         failure=None,
         command="",
         started=datetime(2026, 1, 1, tzinfo=UTC),
-        config=run.config.flat(),
+        config={**run.config.flat(), **config},
         environment={},
         partition=None,
         privacy=None,
@@ -69,7 +72,15 @@ def result(tests: Tests, **tables: object) -> SuiteResult:
         if (run.method, run.config.seed) in tests
     ]
     return SuiteResult(
-        suite, (Tuned(tuning, tuple(tried)),), tuple(runs), (), 0, report=None, comparison=()
+        suite,
+        (Tuned(tuning, tuple(tried)),),
+        runs=tuple((run, one) for run, one in runs if one.finished),
+        unfinished=tuple((run, one) for run, one in runs if not one.finished),
+        failures=(),
+        num_left=0,
+        time_is_up=False,
+        report=None,
+        comparison=(),
     )
 
 
@@ -169,6 +180,58 @@ def test_a_method_that_sends_raw_images_is_marked() -> None:
     assert by_method(summarise(found))["raw"].label == "raw (not private)"
     assert "raw (not private)" in to_text(found)
     assert {value["method"] for value in to_json(found) if value["sends_raw_images"]} == {"raw"}
+
+
+def test_an_attack_is_marked_where_not_all_are_under_it() -> None:
+    methods = [
+        {"label": "calm", "strategy": "fedavg"},
+        {"label": "hit", "strategy": "fedavg", "attack.kind": "sign-flip", "attack.fraction": 0.2},
+        {"label": "avg", "strategy": "fedavg", "grid": {"train.learning-rate": [1, 2]}},
+    ]
+    tests = {("calm", 0): (0.5,), ("hit", 0): (0.4,), ("avg", 0): (0.6,)}
+    found = result(tests, methods=methods, seeds=[0], tuning={})
+    mark = "attack: sign-flip, 20% of clients"
+    assert by_method(summarise(found))["hit"].label == f"hit ({mark})"
+    assert next(line for line in to_text(found).splitlines() if mark in line).startswith("hit (")
+    values = json_by_method(found)
+    assert values["hit"]["attack"] == "sign-flip, 20% of clients"
+    assert (values["calm"]["attack"], values["avg"]["attack"]) == (None, None)
+
+
+def test_an_attack_on_all_is_told_once_above_the_table() -> None:
+    attacked = {"base": {"attack.kind": "sign-flip", "attack.fraction": 0.2}}
+    methods = [
+        {"label": "dm", "strategy": "fedavg"},
+        {"label": "avg", "strategy": "fedavg", "grid": {"train.learning-rate": [1, 2]}},
+    ]
+    found = result(COMPLETE, methods=methods, **attacked)
+    lines = to_text(found).splitlines()
+    assert lines.count("attack: sign-flip, 20% of clients") == 1
+    assert sum("attack" in line for line in lines) == 1
+    assert {value["attack"] for value in to_json(found)} == {"sign-flip, 20% of clients"}
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_best_rounds_are_those_of_highest_validation_accuracy() -> None:
+    """Validation is the test accuracy less 0.01, so both are best in the same round."""
+    tests: Tests = {**COMPLETE, ("dm", 0): (0.5, 0.7, 0.7), ("dm", 1): (0.6, 0.2, 0.3)}
+    value = json_by_method(result(tests))["dm"]
+    assert value["best_rounds"] == [2, 1]
+    assert value["accuracy_at_best_validation"]["mean"] == pytest.approx(0.65)
+    assert value["test_accuracy"]["mean"] == pytest.approx(0.5)
+
+
+def test_unfinished_runs_mark_their_method_and_have_no_part_in_its_figures() -> None:
+    found = result(COMPLETE)
+    raw = next(run for run, _ in found.runs if run.method == "raw")
+    cut = loaded(raw, (0.9,), "failed")
+    found = dataclasses.replace(
+        found, runs=tuple(pair for pair in found.runs if pair[0] != raw), unfinished=((raw, cut),)
+    )
+    cell = by_method(summarise(found))["raw"]
+    assert (cell.unfinished, [run.seed for run in cell.runs]) == ((cut,), [1])
+    assert cell.label == "raw (not private, 1 of 2 seeds)"
+    assert json_by_method(found)["raw"]["test_accuracy"]["mean"] == 0.3
 
 
 def test_missing_seeds_are_marked() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import RecordError
+from core.records import RoundRecord
 from experiments import tuning
 from experiments.suite import Suite, Tuning, parse_suite
 from experiments.tuning import Trial, Tried, Tuned, read_trial, sentences, to_json, to_text
@@ -17,19 +17,21 @@ from tests.unit.experiments.conftest import end_run, round_record, start_run
 RATES = (0.01, 0.1, 1.0)
 
 
-def a_suite(tmp_path: Path, seeds: Sequence[int] = (0, 1)) -> Suite:
-    return parse_suite(
-        {
-            "name": "s",
-            "seeds": list(seeds),
-            "base": {"runs": str(tmp_path)},
-            "tuning": {},
-            "methods": [
-                {"label": "avg", "strategy": "fedavg", "grid": {"train.learning-rate": [*RATES]}},
-                {"label": "dm", "strategy": "feddm"},
-            ],
-        }
-    )
+GRID = {"label": "avg", "strategy": "fedavg", "grid": {"train.learning-rate": [*RATES]}}
+
+
+def value_of(tmp_path: Path) -> dict[str, object]:
+    return {
+        "name": "s",
+        "seeds": [0, 1],
+        "base": {"runs": str(tmp_path), "rounds": 3},
+        "tuning": {},
+        "methods": [GRID, {"label": "dm", "strategy": "feddm"}],
+    }
+
+
+def a_suite(tmp_path: Path) -> Suite:
+    return parse_suite(value_of(tmp_path))
 
 
 def tuned_to(one: Tuning, *outcomes: Sequence[float | str | None]) -> Tuned:
@@ -49,10 +51,10 @@ def tuned_to(one: Tuning, *outcomes: Sequence[float | str | None]) -> Tuned:
     [
         ([(0.7, 0.7), (0.9, 0.6), (0.8, 0.6)], 1),  # means 0.70, 0.75, 0.70
         ([(0.7, 0.7), (0.9, 0.4), (0.6, 0.8)], 0),  # the first of equals, not the best seed
-        ([("RunError: diverged", None), (0.1, 0.1), (0.2, 0.1)], 2),
-        ([(0.9, "RunError: diverged"), (0.1, 0.1), (0.0, 0.1)], 1),
+        ([("DivergedError: diverged", None), (0.1, 0.1), (0.2, 0.1)], 2),
+        ([(0.9, "DivergedError: diverged"), (0.1, 0.1), (0.0, 0.1)], 1),
         ([(0.7, 0.7), (0.9, None), (0.8, 0.6)], None),
-        ([(None, None), ("RunError: diverged", None), (0.8, 0.6)], None),
+        ([(None, None), ("DivergedError: diverged", None), (0.8, 0.6)], None),
         ([("no", None)] * 3, None),
     ],
 )
@@ -67,7 +69,7 @@ def test_the_highest_mean_validation_accuracy_wins(
 
 def test_settled_and_failed(tmp_path: Path) -> None:
     (one,) = a_suite(tmp_path).tunings
-    lost = ("RunError: diverged", None)
+    lost = ("DivergedError: diverged", None)
     for outcomes, settled, failed in (
         ([lost, lost, lost], True, True),
         ([lost, (0.5, 0.5), lost], True, False),
@@ -82,6 +84,7 @@ def test_a_trial_counts_by_validation_in_the_last_evaluated_round(tmp_path: Path
     assert read_trial(run) == Trial()
     folder = start_run(run.config)
     for record in (
+        round_record(0, 0.1, 0.1),
         round_record(1, 0.9, 0.1),
         round_record(2, 0.6, 0.99),
         round_record(3, None, None),
@@ -97,39 +100,73 @@ def test_what_the_machine_did_is_tried_again_and_what_the_method_did_is_not(
 ) -> None:
     (run, _) = a_suite(tmp_path).tunings[0].candidates[0].trials
     folder = start_run(run.config)
-    for status, failure, settled in (
-        ("running", None, False),
-        ("interrupted", None, False),
-        ("failed", "MemoryError: ", False),
-        ("failed", "RunErrorOfSomebodyElse: no", False),
-        ("failed", "RunError: the model diverged", True),
+    for status, failure, trial in (
+        ("running", None, Trial()),
+        ("interrupted", None, Trial()),
+        ("failed", "MemoryError: ", Trial(mishap="MemoryError: ")),
+        ("failed", "RunError: no client", Trial(mishap="RunError: no client")),
+        ("failed", "DivergedErrorOfMine: no", Trial(mishap="DivergedErrorOfMine: no")),
+        ("failed", "DivergedError: in round 1", Trial(failure="DivergedError: in round 1")),
     ):
         end_run(folder, run.config, status, failure)
-        assert read_trial(run) == (Trial(failure=failure) if settled else Trial())
+        assert read_trial(run) == trial
 
 
-def test_a_complete_trial_that_cannot_be_read_loses(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "records",
+    [
+        [round_record(0, 0.5, 0.5), round_record(1, 0.5, 0.5)],  # of three rounds
+        [round_record(k, None, 0.5) for k in range(4)],
+    ],
+)
+def test_a_complete_trial_that_cannot_be_read_is_no_verdict(
+    tmp_path: Path, records: list[RoundRecord]
+) -> None:
     (run, _) = a_suite(tmp_path).tunings[0].candidates[0].trials
     folder = start_run(run.config)
-    folder.rounds.write_text("torn\n")
+    for record in records:
+        folder.append_round(record)
     end_run(folder, run.config, "complete")
-    trial = read_trial(run)
-    assert trial.validation_accuracy is None
-    assert trial.failure is not None
-    assert trial.failure.startswith(RecordError.__name__)
-    assert "rounds.jsonl" in trial.failure
+    assert read_trial(run) == Trial()
+    found = run.look()
+    assert found.state == "damaged"
+    assert "rounds.jsonl" in found.reason
+
+
+def test_a_mishap_settles_nothing_and_is_told(tmp_path: Path) -> None:
+    suite = a_suite(tmp_path)
+    (one,) = suite.tunings
+    full, ready = Trial(mishap="OSError: disk full\ntrace"), Trial(0.5)
+    stuck = Tried(one.candidates[0], (ready, full))
+    tuned = Tuned(one, (stuck, *(Tried(c, (ready, ready)) for c in one.candidates[1:])))
+    assert (stuck.settled, tuned.settled, tuned.failed, tuned.winner) == (False,) * 3 + (None,)
+    assert "learning-rate=0.01  —  to be tried again: OSError: disk full\n" in to_text([tuned])
+    (told, _) = sentences(suite, [tuned])
+    assert told.endswith("not all been tried (learning-rate=0.01: OSError: disk full).")
+    (value,) = to_json([tuned])
+    assert [c["mishap"] for c in value["candidates"]] == ["OSError: disk full\ntrace", None, None]
+    lost = Tried(one.candidates[0], (Trial(failure="DivergedError: no"), full))
+    assert lost.settled, "it has lost whatever becomes of the other seed"
+    assert lost.mishap is None
+
+
+def test_methods_that_are_not_tuned_are_listed(tmp_path: Path) -> None:
+    plain: list[object] = [{"label": label, "strategy": "fedavg"} for label in "abc"]
+    suite = parse_suite({**value_of(tmp_path), "methods": [*plain, GRID]})
+    tuned = tuned_to(suite.tunings[0], *[(0.5,)] * 3)
+    assert sentences(suite, [tuned])[-1] == "a, b, c were not tuned."
 
 
 def test_what_is_told_of_the_choice(tmp_path: Path) -> None:
     suite = a_suite(tmp_path)
     (one,) = suite.tunings
-    tuned = tuned_to(one, (0.5, 0.7), (0.81, 0.83), ("RunError: it diverged\nso it did", None))
+    tuned = tuned_to(one, (0.5, 0.7), (0.81, 0.83), ("DivergedError: it diverged\nso it did", None))
     text = to_text([tuned])
     assert text.splitlines() == [
         "avg, tuned on seeds 0, 1: validation accuracy after the last round, %",
         "  learning-rate=0.01  60.00 ± 14.14",
         "  learning-rate=0.1   82.00 ± 1.41  taken",
-        "  learning-rate=1     failed: RunError: it diverged",
+        "  learning-rate=1     failed: DivergedError: it diverged",
     ]
     assert sentences(suite, [tuned]) == [
         "avg was tuned on seeds 0, 1 over 3 candidates (learning-rate 0.01, 0.1, 1): "
@@ -145,16 +182,16 @@ def test_what_is_told_of_the_choice(tmp_path: Path) -> None:
     assert first["validation_accuracies"] == [0.5, 0.7]
     assert first["validation_accuracy"]["mean"] == pytest.approx(0.6)
     assert first["runs"] == [f"tuning/avg-learning-rate0.01-seed{seed}" for seed in (0, 1)]
-    assert last["failure"] == "RunError: it diverged\nso it did"
+    assert last["failure"] == "DivergedError: it diverged\nso it did"
     assert last["validation_accuracy"] is None
 
 
 def test_what_is_told_where_there_is_no_choice(tmp_path: Path) -> None:
     suite = a_suite(tmp_path)
     (one,) = suite.tunings
-    lost = tuned_to(one, *[("RunError: no", None)] * 3)
+    lost = tuned_to(one, *[("DivergedError: no", None)] * 3)
     assert to_text([lost]).endswith("avg has no candidate left and is not run\n")
-    assert "all 3 candidates failed (RunError: no)" in sentences(suite, [lost])[0]
+    assert "all 3 candidates failed (DivergedError: no)" in sentences(suite, [lost])[0]
     waiting = tuned_to(one, (0.5, 0.7), (None, None), (None, None))
     assert "none is taken yet" in to_text([waiting])
     assert "not all been tried" in sentences(suite, [waiting])[0]

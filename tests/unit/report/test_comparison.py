@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Callable, Iterable
@@ -120,6 +121,59 @@ def test_missing_seeds_are_marked(make_run: MakeRun, tmp_path: Path) -> None:
     note = "fedavg: 2 of 3 seeds missing: seed 1 is interrupted at round 2 of 3."
     assert f"- {note}\n" in markdown and note in latex
     assert "- none: 3 of 3 seeds missing." in markdown
+
+
+def test_a_failed_method_keeps_its_row_and_tells_why(make_run: MakeRun, tmp_path: Path) -> None:
+    failed = [
+        load_run(make_run("fedavg", seed, rounds=3, done=seed, status="failed", failure=failure))
+        for seed, failure in enumerate(["50% lost\nTraceback", None])
+    ]
+    markdown, latex = written([Entry("", "avg", tuple(failed), 2)], tmp_path, 0.1)
+    for table in tables_of(markdown):
+        assert set(table["avg"].values()) <= {"none (0 of 2)", "—"}
+    note = (
+        "avg: 2 of 2 seeds missing: seed 0 failed at round 0 of 3 (50% lost); seed 1 failed at "
+        "round 1 of 3 (no reason on record)."
+    )
+    assert f"- {note}\n" in markdown
+    assert note.replace("%", r"\%") in latex
+    assert "Traceback" not in markdown + latex
+
+
+def test_a_run_resumed_in_another_environment_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+    at = "2026-11-21T10:00:00+00:00"
+    resumed = [
+        {"after_round": 1, "at": at, "changed": {}},
+        {"after_round": 2, "at": at, "changed": {"torch": "2.14 -> 2.15"}},
+    ]
+    run = load_run(make_run("fedavg", 4, rounds=3, resumed=resumed))
+    markdown, latex = written([Entry("", "avg", (run,), 1)], tmp_path)
+    notes = [line for line in markdown.splitlines() if line.startswith("- ")]
+    (note,) = notes
+    assert note.startswith("- avg: seed 4 was resumed after round 2 with torch 2.14 -> 2.15; its")
+    assert "may differ in their last bits" in note
+    assert r"torch 2.14 -\textgreater{} 2.15" in latex
+
+
+def test_captions_say_what_is_left_out_only_where_it_happens(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    plain = [Entry("", s, (load_run(make_run(s, rounds=1)),), 1) for s in ("fedavg", "feddm")]
+    failures = {(1, 0): ("surplus", "closed")}
+    path = make_run("local", rounds=1, clients=2, client_failures=failures)
+    lines = (path / "rounds.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1]) | {"client_accuracy": [None, 0.5]}
+    (path / "rounds.jsonl").write_text(f"{lines[0]}\n{json.dumps(last)}\n")
+    faulty = Entry("", "alone", (load_run(path),), 1)
+    told = (
+        "Client seconds leave out replies that were surplus; uploads leave out those that were",
+        "Accuracies of alone, the worst client's too, cover the clients that answered in that",
+        "Horizontal lines: ",
+    )
+    for entries, expected in ((plain, False), ([*plain, faulty], True)):
+        markdown, latex = written(entries, tmp_path)
+        for words in told:
+            assert (words in markdown) == (words in latex) == expected, words
 
 
 def test_a_suite_without_any_complete_run_has_no_figure(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from report.curves import curve, trains_on_clients, uploads_no_update
 from report.loading import load_run, load_runs
+from tests.unit.report.conftest import judged_as
 
 MakeRun = Callable[..., Path]
 
@@ -74,6 +75,14 @@ def test_rounds_of_no_cost_are_left_out_together(make_run: MakeRun) -> None:
 )
 def test_metrics_alone_are_no_update(make_run: MakeRun, strategy: str, silent: bool) -> None:
     assert uploads_no_update([load_run(make_run(strategy, rounds=1))]) == silent
+
+
+def test_clients_that_all_failed_are_not_taken_for_free(make_run: MakeRun) -> None:
+    failures = {(r, k): ("failed", "gave up") for r in (1, 2) for k in range(3)}
+    path = make_run("fedavg", rounds=2, clients=3, client_failures=failures)
+    run = judged_as(path, test=[0.1, 0.1, 0.1], bytes_up=0, client_s=0.0)
+    assert not uploads_no_update([run])
+    assert trains_on_clients([run])
 
 
 def test_clients_without_seconds_do_not_train(make_run: MakeRun) -> None:

@@ -6,11 +6,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.records import ClientRecord, ReplyOutcome, RoundRecord
-from report.failures import FailureRow, Occurrence, _groups, failure_rows, outcome_counts
+from report.failures import (
+    FailureRow,
+    Occurrence,
+    _groups,
+    failure_rows,
+    left_out_of_costs,
+    outcome_counts,
+)
 from report.loading import OUTCOMES, load_run, load_runs
 from report.methods import compare
 from report.tables import seeds_text
@@ -89,6 +97,34 @@ def test_outcomes_are_counted_over_all_seeds(make_run: MakeRun) -> None:
     assert dict(zip(OUTCOMES, tally.counts, strict=True)) == {
         "counted": 10, "refused": 0, "failed": 0, "dropped": 0, "late": 4, "surplus": 2,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "sentence"),
+    [
+        ([], ""),
+        (["dropped"], ""),
+        (["refused"], "Client seconds leave out replies that were refused."),
+        (["failed"], "Client seconds leave out clients that failed."),
+        (
+            ["surplus", "dropped"],
+            "Client seconds leave out replies that were surplus; uploads leave out those that were "
+            "surplus.",
+        ),
+        (
+            ["surplus", "late", "failed", "refused"],
+            "Client seconds leave out clients that failed and replies that were refused, late or "
+            "surplus; uploads leave out those that were late or surplus.",
+        ),
+    ],
+)
+def test_what_costs_leave_out_is_told_where_it_happened(
+    make_run: MakeRun, outcomes: list[ReplyOutcome], sentence: str
+) -> None:
+    failures: Failures = {(1, k): (outcome, "why") for k, outcome in enumerate(outcomes)}
+    runs = load_runs([make_run("fedavg", 0, rounds=1), make_run("fedavg", 1, rounds=1,
+                     client_failures=failures)])  # fmt: skip
+    assert left_out_of_costs(runs) == sentence
 
 
 _NUMBERS = re.compile(r"[\d.]+")

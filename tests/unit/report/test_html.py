@@ -260,6 +260,16 @@ def test_a_resumed_run_says_after_which_round_and_when(make_run: MakeRun, tmp_pa
     )
     assert f"{path.name}, complete, {resumed}" in prose
     assert prose.count("resumed") == 1
+    assert "last bits" not in prose
+
+
+def test_a_run_resumed_in_another_environment_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+    entry = {"after_round": 1, "at": "2026-11-21T10:00:00+00:00"}
+    path = make_run("fedavg", resumed=[entry, {**entry, "changed": {"torch": "2.14 -> 2.15"}}])
+    prose = Page(report([path, make_run("local")], tmp_path)).prose
+    assert f"Resumed in another environment than begun in: {path.name}. The results may" in prose
+    assert "(2026-11-21 10:00 UTC) and after round 1 (2026-11-21 10:00 UTC; changed: torch" in prose
+    assert "changed: torch 2.14 -> 2.15)" in prose
 
 
 def test_an_attack_is_marked_wherever_the_method_appears(make_run: MakeRun, tmp_path: Path) -> None:
@@ -282,6 +292,60 @@ def test_the_best_round_stands_beside_the_final_one(make_run: MakeRun, tmp_path:
     assert row is not None and row.groups() == ("30.00", "2")
 
 
+def test_labels_name_methods_wherever_they_appear(make_run: MakeRun, tmp_path: Path) -> None:
+    paths = [
+        make_run("/far/away/mine.py:Mine", seed, rounds=2, name=f"{setting}-{seed}",
+                 settings={"partition.alpha": alpha})
+        for setting, alpha in (("even", 9.0), ("skewed", 0.1)) for seed in (0, 1)
+    ]  # fmt: skip
+    labels = {
+        path.parent / ".." / path.parent.name / path.name: f"mine, {path.name[:-2]}"
+        for path in paths
+    }
+    out = write_report(paths, tmp_path / "report.html", labels)
+    prose = Page(out.read_text()).prose
+    methods = re.findall(r"(mine, \w+) 0, 1 ", prose.partition("Test accuracy, ")[2])
+    assert methods == ["mine, even", "mine, skewed"]
+    bare = Page(report(paths, tmp_path)).prose
+    for text, name in ((prose, "mine, even"), (bare, "mine.py:Mine alpha=9.0")):
+        shown, _, reproduce = text.partition("The command behind each run.")
+        assert "/far/away" not in shown and shown.count(name) > 5
+        assert "strategy=/far/away/mine.py:Mine" in reproduce
+
+
+def test_of_a_failure_the_first_line_is_told(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("fedavg", rounds=3, done=2, status="failed", failure="gave up\n  in line 7")
+    page = Page(report([path], tmp_path))
+    assert "(fedavg, seed 0) failed at round 2 of 3: gave up" in page.prose
+    assert "in line 7" not in page.prose
+    assert re.search(r"fedavg \(unfinished\) 0 .* 2 of 3 ", page.prose)
+
+
+def test_what_figures_leave_out_is_said_only_where_it_happens(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    failures = {(1, 0): ("late", "slow"), (2, 1): ("refused", "NaN")}
+    plain = [make_run("fedavg", rounds=2, clients=3), make_run("local", rounds=2, clients=3)]
+    prose = Page(report(plain, tmp_path)).prose
+    for words in ("leave out", "clients that answered in that round", "have no dot"):
+        assert words not in prose
+    faulty = make_run("local", 1, rounds=2, clients=3, client_failures=failures)
+    lines = [json.loads(line) for line in (faulty / "rounds.jsonl").read_text().splitlines()]
+    lines[-1]["client_accuracy"] = [0.5, None, 0.25]
+    (faulty / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prose = Page(report([*plain, faulty], tmp_path)).prose
+    assert "Client seconds leave out replies that were refused or late; uploads leave out" in prose
+    assert "Accuracies of local, the worst client's too, cover the clients that answered" in prose
+    assert "Clients that did not answer then have no dot." in prose
+
+
+def test_no_line_is_called_horizontal_that_is_not_drawn(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("local", rounds=3, done=0, status="running")
+    (path / "rounds.jsonl").unlink()
+    assert "Horizontal" not in Page(report([path], tmp_path)).prose
+    assert "Horizontal: local, which" in Page(report([make_run("local", 1)], tmp_path)).prose
+
+
 def test_what_is_left_out_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     paths = [
         make_run("feddm", name="old", rounds=1),
@@ -289,7 +353,7 @@ def test_what_is_left_out_is_said(make_run: MakeRun, tmp_path: Path) -> None:
         make_run("fedavg", rounds=1, settings={"partition.alpha": 5.0}),
     ]
     page = Page(report(paths, tmp_path))
-    assert "old is left out: new has the same settings and seed and is newer." in page.prose
+    assert "old is left out: new is of the same method and seed, and newer." in page.prose
     assert "The methods differ in partition.alpha" in page.prose
 
 

@@ -32,6 +32,13 @@ def edit_last_round(path: Path, change: Callable[[dict[str, Any]], object]) -> N
     (path / "rounds.jsonl").write_text("\n".join([*lines[:-1], json.dumps(record)]) + "\n")
 
 
+def edit_rounds(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    for record in lines:
+        change(record)
+    (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def test_loads_what_was_written(make_run: MakeRun) -> None:
     run = load_run(make_run("fedavg", 3, rounds=4))
     assert (run.strategy, run.seed, run.status, run.rounds_planned) == ("fedavg", 3, "complete", 4)
@@ -122,6 +129,17 @@ def test_resumptions_are_read(make_run: MakeRun) -> None:
     assert load_run(make_run("fedavg", rounds=1)).resumed == ()
 
 
+def test_what_changed_before_a_run_went_on_is_read(make_run: MakeRun) -> None:
+    changed = {"torch": "2.14 -> 2.15", "cpu": "a -> b"}
+    entry = {"after_round": 3, "at": "2026-11-21T10:00:00+00:00"}
+    entries = [entry, {**entry, "changed": {}}, {**entry, "changed": changed}]
+    resumed = load_run(make_run(rounds=5, resumed=entries)).resumed
+    assert [dict(taken_up.changed) for taken_up in resumed] == [{}, {}, changed]
+    assert [taken_up.changed_line for taken_up in resumed] == [
+        "", "", "torch 2.14 -> 2.15, cpu a -> b"
+    ]  # fmt: skip
+
+
 def test_class_names_are_taken_from_the_run(make_run: MakeRun) -> None:
     assert load_run(make_run(class_names=["cat", "dog"])).class_names == ("cat", "dog")
 
@@ -198,6 +216,7 @@ def test_a_missing_or_damaged_file_is_named(
         {"class_names": "0123456789"},
         {"resumed": 3},
         {"resumed": [{"at": "2026-11-21T10:00:00+00:00"}]},
+        {"resumed": [{"after_round": 1, "at": "2026-11-21T10:00:00+00:00", "changed": "torch"}]},
     ],
 )
 def test_a_run_file_that_does_not_fit_is_named(make_run: MakeRun, changes: dict[str, Any]) -> None:
@@ -218,13 +237,13 @@ def test_a_config_that_does_not_fit_is_named(make_run: MakeRun, change: dict[str
 DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "schema": lambda record: record.update(schema=9),
     "test": lambda record: record.pop("test"),
-    "no whole number": lambda record: record.update(round="last"),
+    "no whole number": lambda record: record.update(round=2.0),
     "its failure no text": lambda record: record["clients"][0].update(failure=["x"]),
     "client 0 has outcome 'lost'": lambda record: record["clients"][0].update(outcome="lost"),
     "client 0 is counted, and yet failed": lambda record: record["clients"][0].update(failure="x"),
     "round 2: 'list'": lambda record: record.update(seconds=[1]),
     "round 2: object of type 'int'": lambda record: record["test"].update(per_class_accuracy=3),
-    "after round": lambda record: record.update(round=0),
+    "holds round 0": lambda record: record.update(round=0),
     "seconds lack elapsed": lambda record: record["seconds"].pop("elapsed"),
     "seconds lack server": lambda record: record["seconds"].update(server=float("nan")),
     "bytes": lambda record: record.update(bytes_up="many"),
@@ -255,9 +274,63 @@ def test_rounds_that_are_no_records_are_named(make_run: MakeRun, content: str | 
 
 def test_a_complete_run_without_any_evaluation_is_refused(make_run: MakeRun) -> None:
     path = make_run(rounds=1)
-    (path / "rounds.jsonl").write_text("")
+    edit_rounds(path, lambda record: record.update(test=None))
     with pytest.raises(RecordError, match="no evaluated round"):
         load_run(path)
+
+
+def lose_last_round(path: Path) -> None:
+    lines = (path / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (path / "rounds.jsonl").write_text("".join(lines[:-1]))
+
+
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "ends at round 2.*rounds_done=3 of rounds=3": lose_last_round,
+    "holds no round.*rounds_done=3 of rounds=3": lambda p: (p / "rounds.jsonl").unlink(),
+    "ends at round 3.*rounds_done=2 of rounds=3": lambda p: edit_json(
+        p / "run.json", rounds_done=2
+    ),
+    "ends at round 3.*rounds_done=None of rounds=3": lambda p: edit_json(
+        p / "run.json", rounds_done=None
+    ),
+    "ends at round 3.*rounds_done=3 of rounds=4": lambda p: edit_json(p / "config.json", rounds=4),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_complete_run_that_lacks_rounds_is_refused(make_run: MakeRun, loss: str) -> None:
+    path = make_run(rounds=3)
+    assert load_run(path).rounds_done == 3
+    LOSSES[loss](path)
+    with pytest.raises(RecordError, match=rf"rounds\.jsonl {loss}"):
+        load_run(path)
+    edit_json(path / "run.json", status="interrupted")
+    assert load_run(path).rounds_done <= 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        ("RunError: gave up\n  File x\n", "RunError: gave up"),
+        ("\n gave up", "gave up"),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_first_line_of_a_failure_is_told(
+    make_run: MakeRun, failure: str | None, line: str | None
+) -> None:
+    run = load_run(make_run(rounds=2, done=1, status="failed", failure=failure))
+    assert run.failure_line == line
+
+
+def test_an_evaluation_without_some_clients_is_told(make_run: MakeRun) -> None:
+    path = make_run("local", rounds=2, clients=3)
+    assert not load_run(path).lacks_clients
+    edit_last_round(path, lambda record: record.update(client_accuracy=None))
+    assert not load_run(path).lacks_clients
+    edit_last_round(path, lambda record: record.update(client_accuracy=[0.5, None, 0.25]))
+    assert load_run(path).lacks_clients
 
 
 def test_records_of_unequal_class_counts_are_refused(make_run: MakeRun) -> None:

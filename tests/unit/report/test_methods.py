@@ -60,6 +60,58 @@ def test_keys_of_equal_ending_are_spelled_in_full(make_run: MakeRun) -> None:
     assert labels(paths) == ["feddm a.rate=1 b.rate=1", "feddm a.rate=2 b.rate=2"]
 
 
+def test_runs_of_one_label_are_one_method_whatever_their_settings(make_run: MakeRun) -> None:
+    def settings(rate: float) -> dict[str, object]:
+        return {"train.learning-rate": rate}
+
+    paths = [
+        make_run("fedavg", 0, rounds=1, name="a", settings=settings(0.1)),
+        make_run("fedavg", 1, rounds=1, name="b", settings=settings(0.2)),
+        make_run("fedavg", 0, rounds=1, name="c", settings=settings(0.3)),
+        make_run("real-images", 0, rounds=1, name="d"),
+        make_run("fedavg", 2, rounds=2, done=1, name="e", status="running"),
+    ]
+    names = {paths[0]: "tuned", paths[1]: "tuned", paths[3]: "pixels, skewed", paths[4]: "tuned"}
+    comparison = compare(load_runs(paths), names)
+    assert [(m.label, m.seeds) for m in comparison.methods] == [
+        ("tuned", (0, 1)),
+        ("fedavg", (0,)),
+        ("pixels, skewed (not private)", (0,)),
+        ("tuned (unfinished)", (2,)),
+    ]
+    assert comparison.superseded == ()
+
+
+def test_two_runs_of_one_label_and_seed_leave_the_newer(make_run: MakeRun) -> None:
+    paths = [
+        make_run("fedavg", name="old", rounds=1, settings={"train.learning-rate": 0.1}),
+        make_run("fedavg", name="new", rounds=1, started="2026-05-01T00:00:00+00:00"),
+    ]
+    comparison = compare(load_runs(paths), dict.fromkeys(paths, "one"))
+    assert [run.name for run in comparison.runs] == ["new"]
+    assert [(a.name, b.name) for a, b in comparison.superseded] == [("old", "new")]
+
+
+def test_plugins_are_named_by_file_and_class(make_run: MakeRun) -> None:
+    paths = [
+        make_run("/a/b/mine.py:Mine", rounds=1, name="x", settings={"model.name": "/c/net.py:big"}),
+        make_run("/a/b/mine.py:Mine", rounds=1, name="y", settings={"model.name": "/c/net.py:wee"}),
+        make_run(
+            "/a/b/mine.py:Other", rounds=1, name="z", settings={"model.name": "/c/net.py:wee"}
+        ),
+    ]
+    assert labels(paths) == [
+        "mine.py:Mine name=net.py:big",
+        "mine.py:Mine name=net.py:wee",
+        "mine.py:Other name=net.py:wee",
+    ]
+
+
+def test_plugins_of_one_name_keep_their_folders(make_run: MakeRun) -> None:
+    paths = [make_run(f"/{folder}/mine.py:Mine", rounds=1, name=folder) for folder in "ab"]
+    assert labels(paths) == ["/a/mine.py:Mine", "/b/mine.py:Mine"]
+
+
 def test_raw_images_are_marked_in_the_label(make_run: MakeRun) -> None:
     assert labels([make_run("real-images", rounds=1)]) == ["real-images (not private)"]
 

@@ -170,6 +170,27 @@ def test_deviations_share_the_unit_of_their_mean() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Statistic(0.004213, 0.000871), "0.0042 ± 0.0009"),
+        (Statistic(0.0421, None), "0.042"),
+        (Statistic(0.421, 0.1), "0.42 ± 0.10"),
+        (Statistic(0.0, 0.0), "0 ± 0"),
+        (Statistic(1.0, 0.25), "1.00 ± 0.25"),
+        (Statistic(2e-6, None), "0.0000020"),
+    ],
+)
+def test_short_times_keep_significant_digits(value: Statistic, text: str) -> None:
+    assert tables.seconds(value) == text
+
+
+@given(st.floats(1e-9, 1e9))
+def test_no_time_is_rounded_to_nothing(value: float) -> None:
+    shown = float(tables.seconds(Statistic(value, None)).replace(",", ""))
+    assert shown == pytest.approx(value, rel=0.051)
+
+
+@pytest.mark.parametrize(
     ("seeds", "text"), [((0,), "0"), ((0, 1), "0, 1"), ((0, 1, 2, 5, 7, 8), "0 to 2, 5, 7, 8")]
 )
 def test_seeds_are_joined(seeds: tuple[int, ...], text: str) -> None:

@@ -22,7 +22,7 @@ import server.sinks
 from core.config import RunConfig, SinksConfig
 from core.errors import RunError
 from core.records import ClientRecord, EvaluationRecord, RoundRecord, RunFolder
-from server.sinks import missing_sinks, open_sinks, scalars_of
+from server.sinks import missing_sinks, open_sinks, replay, scalars_of
 
 SCALARS_OF_EVERY_ROUND = {"bytes/up", "bytes/down", "server/displacement", "seconds/wall"}
 SCALARS_OF_AN_EVALUATION = {
@@ -435,6 +435,37 @@ def test_a_sink_that_is_added_on_resuming_gets_the_rounds_before(
     run_through(config_of(folder, mlflow=True), folder, [record(3)], 2)
     run_id = folder.read_json("sinks")["mlflow"]
     assert metrics_in(store, run_id) == by_name([*first, record(3)])
+
+
+@pytest.mark.usefixtures("wandb_offline")
+def test_replayed_records_are_a_run_of_their_own_in_every_sink(
+    folder: RunFolder, store: Any
+) -> None:
+    records = [record(0), record(1, evaluated=False), record(2)]
+    for one in records:
+        folder.append_round(one)
+    config = config_of(folder, mlflow=True, wandb=True)
+    replay(config, folder)
+    assert events_in(folder) == by_name(records)
+    path, ids = only_wandb_file(folder), folder.read_json("sinks")
+    assert steps_in(path) == [(one.round, scalars_of(one)) for one in records]
+    assert metrics_in(store, ids["mlflow"]) == by_name(records)
+    run = store.get_run(ids["mlflow"])
+    assert (run.info.run_name, run.info.status) == (folder.path.name, "FINISHED")
+    assert run.data.params["name"] == config.name
+
+
+def test_a_replay_that_is_interrupted_ends_as_such(
+    folder: RunFolder, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: Any, one: RoundRecord) -> None:
+        raise KeyboardInterrupt
+
+    folder.append_round(record(0))
+    monkeypatch.setattr(server.sinks.MLflowSink, "round", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replay(config_of(folder, mlflow=True), folder)
+    assert store.get_run(folder.read_json("sinks")["mlflow"]).info.status == "KILLED"
 
 
 def test_mlflow_keeps_a_local_store_beside_the_runs(local_store: LocalStore, store: Any) -> None:
