@@ -138,11 +138,12 @@ def capped(totals: Sequence[float], max_share: float) -> list[float]:
     [3.0, 1.0, 2.0]
     """
     ordered = sorted(totals, reverse=True)
-    for num_lowered, largest in enumerate(ordered):
-        left = 1 - num_lowered * max_share
-        level = max_share * math.fsum(ordered[num_lowered:]) / left if left > 0 else 0.0
-        if largest <= level:
-            return [min(total, level) for total in totals]
+    if max_share * len(totals) > 1:
+        for num_lowered, largest in enumerate(ordered):
+            left = 1 - num_lowered * max_share
+            level = max_share * math.fsum(ordered[num_lowered:]) / left if left > 0 else 0.0
+            if largest <= level:
+                return [min(total, level) for total in totals]
     return [ordered[-1]] * len(totals)
 
 
