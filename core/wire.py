@@ -61,7 +61,11 @@ class ArraySpec:
     def num_bytes(self) -> int:
         """Size of the array as ``.npy``."""
         payload = int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-        return _npy_header_bytes(self.shape, self.dtype) + payload
+        return len(self.npy_header()) + payload
+
+    def npy_header(self) -> bytes:
+        """The one ``.npy`` header that NumPy writes for an array of this form in C order."""
+        return _npy_header(self.shape, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def _setting_bytes(value: Setting) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _npy_header_bytes(shape: tuple[int, ...], dtype: str) -> int:
+def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
@@ -137,4 +141,4 @@ def _npy_header_bytes(shape: tuple[int, ...], dtype: str) -> int:
     }
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, header)
-    return len(buffer.getvalue())
+    return buffer.getvalue()

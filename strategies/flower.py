@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import reprlib
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from itertools import islice
 from typing import cast
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
@@ -162,18 +159,9 @@ def _departures_of_array(array: Array, spec: ArraySpec) -> list[str]:
     if len(array.data) != spec.num_bytes():
         return [f"is {len(array.data):,} B, expected {spec.num_bytes():,} B"]
     # NumPy writes one header for one form. Comparing bytes parses nothing that came from outside.
-    if not array.data.startswith(_npy_header(spec)):
+    if not array.data.startswith(spec.npy_header()):
         return [f"has another .npy header than {spec.dtype} of shape {spec.shape} in C order"]
     return []
-
-
-@lru_cache(maxsize=4096)
-def _npy_header(spec: ArraySpec) -> bytes:
-    descr = np.lib.format.dtype_to_descr(np.dtype(spec.dtype))
-    header = {"descr": descr, "fortran_order": False, "shape": spec.shape}
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
 
 
 def _has_length(value: object) -> bool:
