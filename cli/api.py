@@ -130,6 +130,7 @@ _WHY: Mapping[Action, str] = {
     "damaged": " again; what lies there is moved aside: ",
     "failed": " diverged before and is left at that; to run it again, move its folder away: ",
     "tuned": " is what tuning has run already",
+    "same": " is what has run already under another setting",
 }
 
 

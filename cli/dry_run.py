@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from core.config import Scalar
 from experiments.plan import Plan
+from privacy.plan import PrivacyPlan
+from privacy.statement import PrivateStatement, figure
 from report.tables import plain_bytes
 from strategies.table import config_keys
 
@@ -30,9 +34,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "total_bytes_down": plan.predicted.total_down,
         "total_bytes_up": plan.predicted.total_up,
         "privacy": {
-            "guarantee": plan.privacy.guarantee,
-            "images_sent": plan.privacy.images_sent,
-            "text": plan.privacy.text,
+            **dataclasses.asdict(plan.privacy),
+            "expected_batch_sizes": _expected_batches(plan),
         },
         "engine": plan.engine,
         "device": plan.device,
@@ -61,6 +64,7 @@ def to_text(plan: Plan) -> str:
         ("up", _traffic(plan.predicted.up)),
         ("down", _traffic(plan.predicted.down)),
         ("engine", f"{plan.engine}, {plan.device}"),
+        *_noise(plan),
         ("privacy", plan.privacy.text),
         ("runs in", config.runs),
     ]
@@ -77,6 +81,56 @@ def to_text(plan: Plan) -> str:
         for title, value in lines
     )
     return f"{text}\n{_client_table(plan)}\nnothing was started or written\n"
+
+
+def _noise(plan: Plan) -> Iterable[tuple[str, str]]:
+    """What is noised and what it costs, line by line; nothing of a run without noise."""
+    noise, statement = plan.noise, plan.privacy
+    if noise is None:
+        return
+    assert isinstance(statement, PrivateStatement)
+    how = "calibrated" if noise.calibrated else "as given"
+    yield (
+        "noise",
+        f"{noise.mechanism}, protects one {noise.unit}: sigma {figure(noise.noise_multiplier)} "
+        f"({how}) times clip {noise.clip:g}",
+    )
+    if batches := _expected_batches(plan):
+        sizes = "-".join(dict.fromkeys(f"{size:.4g}" for size in (min(batches), max(batches))))
+        yield (
+            "samples",
+            f"every example with probability {noise.sampling_rate:g} in each step: {sizes} "
+            f"expected at a client; sums divided by {statement.denominator}",
+        )
+    steps = "1 noised step" if noise.steps == 1 else f"{noise.steps:,} noised steps"
+    rounds = "1 round" if noise.rounds == 1 else f"{noise.rounds:,} rounds"
+    yield (
+        "epsilon",
+        f"{figure(noise.per_round.value)} a round ({steps}), {figure(noise.whole_run.value)} for "
+        f"the run ({rounds}){_of_budget(plan)}, at delta {noise.delta:g} by {_accountant(noise)}",
+    )
+
+
+def _of_budget(plan: Plan) -> str:
+    budget = plan.config.privacy.epsilon
+    return f" of a budget of {budget:g}" if budget else ", without a budget"
+
+
+def _accountant(noise: PrivacyPlan) -> str:
+    if noise.accountant == "rdp":
+        return f"RDP ({noise.whole_run.reason})" if noise.whole_run.reason else "RDP"
+    return (
+        f"PRV; by RDP {figure(noise.rdp_per_round)} a round and {figure(noise.rdp_whole_run)} for "
+        "the run"
+    )
+
+
+def _expected_batches(plan: Plan) -> list[float]:
+    """Expected size of a Poisson sample at each client; empty where examples are not sampled."""
+    if plan.noise is None or plan.noise.unit != "example":
+        return []
+    sizes: list[int] = plan.class_counts.sum(axis=1).tolist()
+    return [plan.noise.sampling_rate * size for size in sizes]
 
 
 def changed_keys(plan: Plan) -> dict[str, Scalar]:

@@ -443,7 +443,14 @@ def _table(runs: Sequence[LoadedRun]) -> str:
 
 
 def _privacy(run: LoadedRun) -> str:
-    return f"privacy {run.privacy.text}\n" if run.privacy else ""
+    text = f"privacy {run.privacy.text}\n" if run.privacy else ""
+    if run.noised is None:
+        return text
+    from report.tables import epsilon_text
+
+    budget = run.noised.budget
+    of_budget = f" of {budget:g}" if budget is not None and run.epsilon is not None else ""
+    return f"epsilon {epsilon_text([run], with_terms=True)}{of_budget}\n{text}"
 
 
 def _run_json(run: LoadedRun) -> dict[str, Any]:
@@ -471,6 +478,11 @@ def _run_json(run: LoadedRun) -> dict[str, Any]:
         "server_s": sum(record.seconds["server"] for record in run.rounds),
         "elapsed_s": run.rounds[-1].seconds["elapsed"] if run.rounds else 0.0,
         "privacy": run.privacy.text if run.privacy else None,
+        "epsilon": run.epsilon,
+        "epsilon_note": run.noised.spent.note if run.noised else None,
+        "epsilon_all_runs": run.noised.spent.all_runs if run.noised else None,
+        "privacy_unit": run.noised.unit if run.noised else None,
+        "privacy_delta": run.noised.delta if run.noised else None,
     }
 
 

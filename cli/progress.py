@@ -17,7 +17,15 @@ from rich.table import Table
 
 from core.progress import steps_counted
 from core.records import ClientRecord, RoundRecord, RunFolder
-from server.progress import PlainProgress, Progress, ending, failure_line, going_on, round_line
+from server.progress import (
+    PlainProgress,
+    Progress,
+    ending,
+    epsilon_told,
+    failure_line,
+    going_on,
+    round_line,
+)
 from strategies.table import strategy_class
 
 REFRESHES_PER_SECOND = 4
@@ -101,7 +109,7 @@ class LiveProgress:
         self._done = record.round
         if record.round > 0:
             self._finished_s += time.monotonic() - self._round_began
-        self._print(round_line(record, self._rounds))
+        self._print(round_line(record, self._rounds, epsilon_told(record, self._folder)))
 
     def run_ended(self, status: str) -> None:
         """Take the bars away and say how it ended."""

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from core.config import RunConfig
 from experiments import tuning
-from experiments.execution import NOTHING_TO_RUN, Action, runs_to_check
+from experiments.execution import NOTHING_TO_RUN, Action, placeless, runs_to_check
 from experiments.plan import Plan
 from experiments.suite import Suite, SuiteRun, plan_suite
 from experiments.tuning import Tuned, read_tuned
-from report.tables import NONE, plain_bytes
+from privacy.statement import figure
+from report.tables import NO_NOISE, NONE, plain_bytes
 
 Foreseen = Literal[Action, "untold"]
 """``untold``: what is done about the run depends on which candidate wins."""
@@ -24,6 +26,7 @@ _WORDS: Mapping[Foreseen, str] = {
     "damaged": "damaged",
     "failed": "failed",
     "tuned": "tuned",
+    "same": "same",
     "untold": "after tuning",
 }
 
@@ -63,7 +66,7 @@ class ForeseenSuite:
         awaited = sum(
             one.tuning.num_finals - len(one.tuning.seeds) for one in self.tuned if not one.settled
         )
-        known = [r for r in self.runs if r.foreseen not in (*NOTHING_TO_RUN, "tuned", "untold")]
+        known = [r for r in self.runs if r.foreseen not in (*NOTHING_TO_RUN, "tuned", "same", "untold")]
         return len(known) + awaited
 
 
@@ -83,13 +86,19 @@ def foresee(suite: Suite) -> ForeseenSuite:
     made = {(run.method, run.config.identity()) for w in winners for run in w.trials}
     untold = {run.name for candidate in awaited for run in candidate.finals}
     runs = [ForeseenRun(run, run.state(), plans[run.name]) for run in trials]
+    twins: set[tuple[str, RunConfig]] = set()
     for run in suite.final_runs([*winners, *awaited]):
+        is_twin = placeless(run) in twins
+        twins.add(placeless(run))
         if run.name in untold:
             runs.append(ForeseenRun(run, "untold", None))
         else:
             state = run.state()
-            copied = state not in NOTHING_TO_RUN and (run.method, run.config.identity()) in made
-            runs.append(ForeseenRun(run, "tuned" if copied else state, plans[run.name]))
+            tried = (run.method, run.config.identity()) in made
+            foreseen: Foreseen = state
+            if state not in NOTHING_TO_RUN and (tried or is_twin):
+                foreseen = "tuned" if tried else "same"
+            runs.append(ForeseenRun(run, foreseen, plans[run.name]))
     return ForeseenSuite(suite, tuned, tuple(runs))
 
 
@@ -119,17 +128,27 @@ def _run_json(one: ForeseenRun) -> dict[str, Any]:
         "total_bytes_up": plan.predicted.total_up if plan else None,
         "total_bytes_down": plan.predicted.total_down if plan else None,
         "images_sent": plan.privacy.images_sent if plan else None,
+        "noise_multiplier": plan.noise.noise_multiplier if plan and plan.noise else None,
+        "epsilon": plan.noise.whole_run.value if plan and plan.noise else None,
+        "epsilon_per_round": plan.noise.per_round.value if plan and plan.noise else None,
+        "accountant": plan.noise.accountant if plan and plan.noise else None,
     }
 
 
 def dry_text(foreseen: ForeseenSuite) -> str:
     """For readers: a line per run."""
     suite = foreseen.suite
-    lines = [("state", "run", "up", "down"), *map(_line, foreseen.runs)]
+    private = any(one.run.config.privacy.is_private for one in foreseen.runs)
+    head = ("state", "run", "up", "down", *_NOISE_HEAD * private)
+    lines = [head, *((*_line(one), *_noise(one) * private) for one in foreseen.runs)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = "".join(
-        f"{state:{widths[0]}}  {title:{widths[1]}}  {up:>{widths[2]}}  {down:>{widths[3]}}\n"
-        for state, title, up, down in lines
+        "  ".join(
+            cell.ljust(width) if place < 2 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        + "\n"
+        for line in lines
     )
     return (
         f"{text}\n{_tunings(foreseen.tuned)}{foreseen.num_to_do} of {suite.num_runs} runs to do in "
@@ -144,6 +163,23 @@ def _line(one: ForeseenRun) -> tuple[str, str, str, str]:
         predicted = one.plan.predicted
         sent = [plain_bytes(predicted.total_up), plain_bytes(predicted.total_down)]
     return (_WORDS[one.foreseen], one.run.title, sent[0], sent[1])
+
+
+_NOISE_HEAD = ("sigma", "epsilon of a round", "of the run")
+
+
+def _noise(one: ForeseenRun) -> tuple[str, str, str]:
+    """Sigma and what it costs."""
+    if not one.run.config.privacy.is_private:
+        return (NO_NOISE, NONE, NONE)
+    noise = one.plan.noise if one.plan is not None else None
+    if noise is None:
+        return (NONE, NONE, NONE)
+    return (
+        figure(noise.noise_multiplier),
+        figure(noise.per_round.value),
+        figure(noise.whole_run.value),
+    )
 
 
 def _tunings(tuned: Sequence[Tuned]) -> str:

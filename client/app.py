@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.attacks import malicious_clients, poison, tamper
+from client.private_update import PrivateUpdate
 from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import resolve_device
@@ -22,8 +24,10 @@ from core.progress import StepCounter
 from core.records import RunFolder
 from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
+from data.canaries import deal_canaries
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
+from privacy.ledger import owner_of
 from strategies.base import ClientTask, Strategy, model_seed
 from strategies.flower import from_flower, to_flower
 from strategies.table import build_strategy, parse_config
@@ -36,6 +40,7 @@ app = ClientApp()
 class Resident:
     """What a process keeps from client to client of one run: nothing that a client may change.
 
+    `partition_without` is the partition without canaries, `partition` is what clients hold.
     `parameters` is a place to work in; every update loads its own weights first.
     """
 
@@ -43,10 +48,12 @@ class Resident:
     strategy: Strategy
     workload: ImageClassification
     partition: Partition
+    partition_without: Partition
     parameters: ParameterVector
     count_step: StepCounter
     folder: RunFolder
     loaded: dict[int, Examples]
+    owners: dict[int, str]
     malicious: frozenset[int]
 
     def examples(self, partition_id: int) -> Examples:
@@ -62,6 +69,13 @@ class Resident:
             self.loaded[partition_id] = self.workload.examples(indices)
         return self.loaded[partition_id]
 
+    def owner(self, partition_id: int) -> str:
+        """Digest of the client's own images, by which its ledger is known; no canary is."""
+        if partition_id not in self.owners:
+            own = torch.from_numpy(self.partition_without.clients[partition_id])
+            self.owners[partition_id] = owner_of(self.workload.examples(own))
+        return self.owners[partition_id]
+
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
@@ -71,11 +85,17 @@ def train(message: Message, context: Context) -> Message:
     round_number = int(received.settings["round"])
     resident = _resident(tuple(sorted(context.run_config.items())), context.run_id)
     partition_id = int(context.node_config["partition-id"])
-    store = ClientStore(resident.folder.clients, partition_id, resident.config.identity())
+    config, strategy = resident.config, resident.strategy
+    store = ClientStore(resident.folder.clients, partition_id, config.identity())
     malicious, attack = partition_id in resident.malicious, resident.config.attack
     examples = resident.examples(partition_id)
     if malicious:
         examples = poison(examples, resident.workload.num_classes, attack)
+    private = None
+    if config.privacy.is_example_level:
+        private = PrivateUpdate.of(config, resident.folder, partition_id, received)
+        if (again := private.sent_before()) is not None:
+            return Message(to_flower(again), reply_to=message)
     task = ClientTask(
         round=round_number,
         partition_id=partition_id,
@@ -87,6 +107,7 @@ def train(message: Message, context: Context) -> Message:
         workload=resident.workload,
         device=resident.workload.device,
         count_step=resident.count_step,
+        mechanism=private.charge(resident.owner(partition_id)) if private else None,
     )
     with seeded_globals(derive_seed(task.seed, "layers")):
         update = resident.strategy.client_update(task)
@@ -95,7 +116,12 @@ def train(message: Message, context: Context) -> Message:
     if update.state is not None:
         store.write(round_number, update.state)
     metrics = {**update.metrics, "train_s": time.perf_counter() - started}
-    reply = Record(update.arrays, metrics, {"round": round_number})
+    if task.mechanism is not None:
+        metrics["snr"] = task.mechanism.signal_to_noise
+    sent = {name: metrics[name] for name in strategy.sent_metrics(metrics)}
+    reply = Record(update.arrays, sent, {"round": round_number})
+    if private is not None:
+        private.keep(reply)
     return Message(to_flower(reply), reply_to=message)
 
 
@@ -126,15 +152,18 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Reside
         partition = Partition.read(folder.partition)
     else:
         partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
+    dealt = deal_canaries(config.canaries, workload.dataset, partition)
     return Resident(
         config=config,
         strategy=build_strategy(config),
-        workload=workload,
-        partition=partition,
+        workload=dataclasses.replace(workload, dataset=dealt.dataset),
+        partition=dealt.partition,
+        partition_without=partition,
         parameters=ParameterVector(workload.build_model(model_seed(config))),
         count_step=StepCounter(folder.progress),
         folder=folder,
         loaded={},
+        owners={},
         malicious=malicious_clients(config),
     )
 

@@ -94,8 +94,12 @@ def choice(
     plugin: str = "",
     prefixes: Mapping[str, str] | None = None,
     read_if: tuple[str, tuple[str, ...]] | None = None,
+    note: str = "",
 ) -> Any:
-    """A key with a closed set of names, and where stated ``FILE.py:NAME`` or ``prefix:VALUE``."""
+    """A key with a closed set of names, and where stated ``FILE.py:NAME`` or ``prefix:VALUE``.
+
+    `note` tells why a name that users may expect is not among them.
+    """
     names, heads = tuple(choices), dict(prefixes or {})
     forms = [*names, *(f"{head}:{value}" for head, value in heads.items())]
     if plugin:
@@ -109,7 +113,8 @@ def choice(
             or bool(plugin and is_plugin(value))
         )
 
-    rule = Rule(meaning, "one of " + ", ".join(forms), allows, names, read_if)
+    text = "one of " + ", ".join(forms) + (f"; {note}" if note else "")
+    rule = Rule(meaning, text, allows, names, read_if)
     return field(default=default, metadata={"rule": rule})
 
 
@@ -216,6 +221,12 @@ class TrainConfig:
     local_epochs: int = number(
         1, "passes over the client's images per round (E)", least=1, most=1_000_000
     )
+    weighting: str = choice(
+        "auto",
+        "weight of a client's reply in an average: by its examples, or equal; auto is equal in "
+        "private runs, which tell no counts, and by examples elsewhere",
+        ["auto", "examples", "equal"],
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,6 +326,141 @@ class AttackConfig:
     )
 
 
+EXAMPLE_LEVEL = ("dp-sgd", "gradient", "feature")
+"""Mechanisms that protect single examples from everybody but the client that holds them."""
+
+_PRIVATE = (*EXAMPLE_LEVEL, "client")
+
+
+def _private(*mechanisms: str) -> tuple[str, tuple[str, ...]]:
+    return ("privacy.mechanism", mechanisms or _PRIVATE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrivacyConfig:
+    """Differential privacy: what is noised, by how much, and what it may cost.
+
+    Every number here is a constant of the configuration, the same for all clients.
+    """
+
+    mechanism: str = choice(
+        "none",
+        "what is clipped and noised: the gradient of each example in local training (dp-sgd), in "
+        "FedDM the matching gradient of each example (gradient) or its embedding (feature), or at "
+        "a trusted server each client's update (client)",
+        ["none", *_PRIVATE],
+    )
+    epsilon: float = number(
+        0.0,
+        "budget of the whole run; what would exceed it is not done. 0 sets none, and needs "
+        "privacy.noise-multiplier",
+        least=0,
+        read_if=_private(),
+    )
+    noise_multiplier: float = number(
+        0.0,
+        "standard deviation of the noise in units of the clip (sigma); 0 takes the least that "
+        "keeps privacy.epsilon",
+        least=0,
+        read_if=_private(),
+    )
+    delta: float = number(
+        1e-5,
+        "probability with which epsilon may fail; below 1 over the examples of a client",
+        above=0,
+        below=1,
+        read_if=_private(),
+    )
+    clip: float = number(
+        1.0,
+        "largest Euclidean norm that one example's (or one client's) part may have in a sum (C)",
+        above=0,
+        read_if=_private(),
+    )
+    sampling_rate: float = number(
+        0.05,
+        "probability with which each example takes part in a step (q)",
+        above=0,
+        most=1,
+        read_if=_private(*EXAMPLE_LEVEL),
+    )
+    steps: int = number(
+        20,
+        "noised steps of a client per round: steps of local training, or embeddings released; "
+        "mechanism gradient takes feddm.iterations",
+        least=1,
+        most=1_000_000,
+        read_if=_private("dp-sgd", "feature"),
+    )
+    accountant: str = choice(
+        "prv",
+        "what epsilon is computed by, in calibration, enforcement and report alike",
+        ["prv", "rdp"],
+        read_if=_private(),
+        note="gdp is refused, for it understates epsilon",
+    )
+    count_floor: float = number(
+        1.0,
+        "least noisy count that a class's noisy sum is divided by",
+        above=0,
+        read_if=_private("feature"),
+    )
+    count_scale: float = number(
+        1.0,
+        "constant coordinate that is appended to each embedding, from whose sum counts are read",
+        above=0,
+        read_if=_private("feature"),
+    )
+    ledger: str = text(
+        "",
+        "folder of clients' ledgers, shared by all runs on the same data, whose spendings add up; "
+        "empty keeps them in the run folder, as if each run had clients of its own",
+    )
+
+    @property
+    def is_private(self) -> bool:
+        """Whether anything is noised."""
+        return self.mechanism != "none"
+
+    @property
+    def is_example_level(self) -> bool:
+        """Whether clients themselves clip and noise."""
+        return self.mechanism in EXAMPLE_LEVEL
+
+
+_CANARIES = ("canaries.kind", ("noise", "mislabelled", "members"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CanariesConfig:
+    """Examples by which an audit recognises what a run gives away; see `data.canaries`."""
+
+    kind: str = choice(
+        "none",
+        "what an audit puts into clients' data, each with probability 1/2: images of noise, "
+        "held-out images with a wrong label, or (members) clients' own images, which are left out "
+        "otherwise",
+        ["none", "noise", "mislabelled", "members"],
+    )
+    count: int = number(
+        256,
+        "canaries of all clients together (m)",
+        least=1,
+        most=1_000_000,
+        read_if=_CANARIES,
+    )
+    seed: int = number(
+        0, "seed of which canaries, and whose", least=0, most=2**31 - 1, read_if=_CANARIES
+    )
+    coins: int = number(
+        0,
+        "seed of the coins that decide which canaries are included",
+        least=0,
+        most=2**31 - 1,
+        read_if=_CANARIES,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SinksConfig:
     """Where figures go besides the run folder and its TensorBoard events."""
@@ -359,6 +505,8 @@ class RunConfig:
     cohort: CohortConfig = field(default_factory=CohortConfig)
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    canaries: CanariesConfig = field(default_factory=CanariesConfig)
     sinks: SinksConfig = field(default_factory=SinksConfig)
     options: Mapping[str, Any] = field(default_factory=dict)
     """The selected strategy's own sections by name, such as ``{"feddm": FedDMOptions(...)}``."""
@@ -369,6 +517,18 @@ class RunConfig:
             if isinstance(value, kind):
                 return value
         raise AssertionError(f"strategy {self.strategy!r} declares no section {kind.__name__}")
+
+    @property
+    def hides_counts(self) -> bool:
+        """Whether a reply tells nothing of how much, and of which classes, its client holds."""
+        return self.privacy.is_private
+
+    @property
+    def weighs_equally(self) -> bool:
+        """Whether replies weigh equally in an average, whatever their clients hold."""
+        return self.train.weighting == "equal" or (
+            self.train.weighting == "auto" and self.hides_counts
+        )
 
     def evaluates(self, round: int) -> bool:
         """Whether the model is judged after `round`."""

@@ -29,6 +29,10 @@ class RunError(TesseraError):
     exit_code = 4
 
 
+class PrivacyError(RunError):
+    """What was about to be done would break a promise of privacy; it was not done."""
+
+
 class DivergedError(RunError):
     """A federation whose numbers were no longer of use; it would end so again."""
 

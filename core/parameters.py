@@ -86,6 +86,16 @@ class ParameterVector:
             for parameter in self._parameters:
                 parameter.requires_grad_(True)
 
+    def collect_gradient(self) -> None:
+        """Copy gradients that were put in place of the views into `gradient`, and restore those."""
+        start = 0
+        for parameter in self._parameters:
+            view = self.gradient[start : start + parameter.numel()].view(parameter.shape)
+            if parameter.grad is not None:
+                view.copy_(parameter.grad)
+            parameter.grad = view
+            start += parameter.numel()
+
     def zero_gradient(self) -> None:
         """Set the gradient to zero, in place."""
         self.gradient.zero_()

@@ -12,7 +12,11 @@ Layout, all paths relative to the run folder::
     sinks.json, wandb/     by which ids other sinks know the run; Weights & Biases' local files
     checkpoints/           round-0005.safetensors: weights and server state
     tesserae/              round-0005.safetensors: images that clients sent, nearest real images
-    clients/               state that clients keep between rounds (simulation only)
+    clients/               state that clients keep between rounds, and replies of private ones
+                           (simulation only)
+    ledgers/               what each client has spent of its privacy, unless privacy.ledger is given
+    transcript/            all that the server sent and received, in a run with canaries
+    audit/, audit.json     runs with canaries, and what they show of this one
     .lock                  held by the process that writes to the folder
 
 Every file but ``rounds.jsonl`` is written whole and renamed into place.
@@ -229,6 +233,21 @@ class RunFolder:
     def clients(self) -> Path:
         """Folder of state that simulated clients keep."""
         return self.path / "clients"
+
+    @property
+    def ledgers(self) -> Path:
+        """Folder of clients' privacy ledgers, unless the configuration names another."""
+        return self.path / "ledgers"
+
+    @property
+    def transcript(self) -> Path:
+        """Folder of what the server saw, in a run with canaries."""
+        return self.path / "transcript"
+
+    @property
+    def audit(self) -> Path:
+        """Folder of the runs that audit this one."""
+        return self.path / "audit"
 
     @property
     def progress(self) -> Path:

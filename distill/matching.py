@@ -132,9 +132,19 @@ def matching_loss(
     return features + logit_weight * (real_logits - synthetic_logits).square().sum()
 
 
-def _mean_embedding(
+def mean_embedding(
     model: EmbeddingModel, inputs: torch.Tensor, averages: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means of features and of logits, as `averages` takes them.
+
+    Args:
+        model: The network.
+        inputs: Shape (N, C, H, W).
+        averages: `class_mean_matrix`, shape (K, N).
+
+    Returns:
+        Shapes (K, D) and (K, num_classes).
+    """
     features = model.embed(inputs)
     # Averaging commutes with the affine classifier: K rows through it instead of N.
     means = averages @ features
@@ -175,7 +185,7 @@ def matching_gradient(
         assert isinstance(real_features, torch.Tensor)
         real_logits = model.classifier(real_features)
     leaf = synthetic.detach().requires_grad_(True)
-    features, logits = _mean_embedding(model, augment(leaf), synthetic_averages)
+    features, logits = mean_embedding(model, augment(leaf), synthetic_averages)
     loss = matching_loss(real_features, real_logits, features, logits, logit_weight)
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient

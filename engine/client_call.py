@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 import traceback
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ class Outcome:
         reply: The client's reply, or an error reply.
         state: The client's ``context.state`` after the call; None where the call failed, and the
             state stays what it was before.
+        seconds: How long the call took, as the engine measured it.
     """
 
     reply: Message
     state: RecordDict | None
+    seconds: float = 0.0
 
 
 def load_client_app(reference: str) -> ClientApp:
@@ -50,6 +53,7 @@ def call_client(app: ClientApp, message: Message, context: Context) -> Outcome:
     The reply's error reason is ``ExceptionType: text`` in its first line and the traceback, from
     the call of the app inwards, after it.
     """
+    started = time.perf_counter()
     try:
         reply = app(message, context)
         if not isinstance(reply, Message):
@@ -61,7 +65,7 @@ def call_client(app: ClientApp, message: Message, context: Context) -> Outcome:
         inwards = error.__traceback__.tb_next if error.__traceback__ else None
         reason = "\n".join([summary, *traceback.format_tb(inwards)]).rstrip()
         return Outcome(Message(Error(CLIENT_RAISED, reason), reply_to=message), None)
-    return Outcome(reply, context.state)
+    return Outcome(reply, context.state, time.perf_counter() - started)
 
 
 def copy_arrays(record: ArrayRecord) -> ArrayRecord:

@@ -79,6 +79,7 @@ class ResidentGrid(Grid):
         self._backlogs: dict[int, dict[str, Message]] = {}
         self._outstanding: dict[str, int] = {}
         self._replies: dict[str, Message] = {}
+        self._seconds: dict[str, float] = {}
 
     @staticmethod
     def node_of(partition_id: int) -> int:
@@ -113,6 +114,10 @@ class ResidentGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """All node ids, in the order of their partitions."""
         return [self.node_of(partition_id) for partition_id in range(self._num_partitions)]
+
+    def seconds_of(self, message_id: str) -> float:
+        """How long the call took that answered this request; told once."""
+        return self._seconds.pop(message_id, 0.0)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Hand out work, in the order given.
@@ -203,6 +208,7 @@ class ResidentGrid(Grid):
         if outcome.state is not None:
             self._states[self._outstanding[message_id]] = outcome.state
         self._replies[message_id] = outcome.reply
+        self._seconds[message_id] = outcome.seconds
         self._retire(message_id)
         return True
 
@@ -213,6 +219,7 @@ class ResidentGrid(Grid):
             if message_id in self._outstanding:
                 self._retire(message_id)
             self._replies.pop(message_id, None)
+            self._seconds.pop(message_id, None)
 
     def _retire(self, message_id: str) -> None:
         backlog = self._backlogs[self._outstanding.pop(message_id)]

@@ -19,7 +19,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from core.config import NOT_SETTINGS, SinksConfig
+from core.config import NOT_SETTINGS, RunConfig, SinksConfig
 from core.errors import BusyError, ConfigError, DivergedError, Problem, RecordError, RunError
 from core.records import ClientRecord, RoundRecord, RunFolder, write_whole
 from experiments import run as running
@@ -33,11 +33,11 @@ from server.progress import Progress
 from server.sinks import replay
 from workloads.vision import forget_data
 
-Action = Literal[State, "tuned"]
+Action = Literal[State, "tuned", "same"]
 """What is done about a run, by what lies in its folder.
 
-Besides the states: ``tuned``, a run that the winner's tuning has made already, and of which a copy
-is kept.
+Besides the states: ``tuned``, a run that the winner's tuning has made already, and ``same``, one
+that is made already under another setting, of which it takes nothing. A copy is kept of both.
 """
 
 
@@ -160,6 +160,11 @@ def _what_is_checked(run: SuiteRun) -> tuple[str, str, SinksConfig]:
     return (run.method, run.config.identity(), run.config.sinks)
 
 
+def placeless(run: SuiteRun) -> tuple[str, RunConfig]:
+    """What a run is but for its place: twins under two settings share it."""
+    return run.method, replace(run.config, name="", runs="")
+
+
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the suite's folder; whoever holds it loses it with its process at the latest."""
@@ -239,10 +244,13 @@ class _Execution:
             one.tuning.num_finals - len(one.tuning.seeds) for one in tuned if not one.settled
         )
         self._number += sum(one.tuning.num_finals for one in tuned if one.winner is None)
+        twins: dict[tuple[str, RunConfig], SuiteRun] = {}
         for run in self._suite.final_runs(winners):
             self._number += 1
+            twin = twins.setdefault(placeless(run), run)
             try:
-                self._make(run, trials.get((run.method, run.config.identity())))
+                made = twin if twin is not run else None
+                self._make(run, trials.get((run.method, run.config.identity()), made))
             except Exception as error:
                 self._failures.append((run, error))
             self._load(run)
@@ -257,12 +265,12 @@ class _Execution:
                 self._loaded.append((run, load_run(run.folder)))
 
     def _make(self, run: SuiteRun, trial: SuiteRun | None) -> None:
-        """Run it, or take what its tuning made."""
+        """Run it, or take what its tuning, or its twin under another setting, made."""
         state = run.state()
         if trial is None or state in NOTHING_TO_RUN or trial.state() != "done":
             self._compute(run, self._progress)
             return
-        self._tell(run, "tuned")
+        self._tell(run, "tuned" if trial.tunes else "same")
         _move_aside(run, state)
         _copy(trial, run)
 
@@ -419,7 +427,7 @@ def _move_aside(run: SuiteRun, state: State) -> None:
 
 
 def _copy(trial: SuiteRun, run: SuiteRun) -> None:
-    """Make `run` of a candidate's run of the same configuration, whole or not at all.
+    """Make `run` of another run of the same configuration, whole or not at all.
 
     The run's own sinks receive it; until they have, its record says that it still runs.
     """

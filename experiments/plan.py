@@ -11,7 +11,8 @@ import numpy.typing as npt
 from core.config import RunConfig
 from data.partition import FailedAttempt
 from engine.simulation import resolve_kind, resolve_workers
-from privacy.statement import PrivacyStatement, statement_without_noise
+from privacy.plan import PrivacyPlan
+from privacy.statement import Statement, statement_of
 from server.prediction import PredictedBytes, predict_bytes
 from server.preparation import Preparation, prepare
 
@@ -29,6 +30,7 @@ class Plan:
         num_parameters: Trainable parameters of the model.
         predicted: Bytes of every message.
         privacy: What the run would guarantee.
+        noise: What a private run would cost; None for one that is not private.
         engine: Where its clients would run, in words.
         device: Where they would compute.
     """
@@ -40,7 +42,8 @@ class Plan:
     failed_attempts: tuple[FailedAttempt, ...]
     num_parameters: int
     predicted: PredictedBytes
-    privacy: PrivacyStatement
+    privacy: Statement
+    noise: PrivacyPlan | None
     engine: str
     device: str
 
@@ -69,7 +72,8 @@ def plan(config: RunConfig) -> Plan:
         failed_attempts=preparation.partition.failed_attempts,
         num_parameters=sum(p.numel() for p in preparation.model.parameters() if p.requires_grad),
         predicted=predict_bytes(preparation),
-        privacy=statement_without_noise(preparation.strategy.images_sent),
+        privacy=statement_of(config, preparation.privacy, preparation.strategy.images_sent),
+        noise=preparation.privacy,
         engine=_engine(preparation),
         device=str(preparation.workload.device),
     )

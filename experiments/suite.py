@@ -29,7 +29,9 @@
     train.learning-rate = [0.01, 0.1]
     train.local-epochs = [1, 5]
 
-A method's or setting's key takes the place of the base's. Candidates run first, in
+A method's or setting's key takes the place of the base's. A method that is not private takes none of
+the ``privacy`` keys that base and settings give, so that it can stand as a reference beside private
+ones. All private methods of a suite protect the same unit at the same delta. Candidates run first, in
 ``<runs>/<suite>/tuning/<method>-<setting>-<keys>-seed<k>``. `experiments.tuning` chooses one, whose
 keys join the method's; its runs lie in ``<runs>/<suite>/<method>-<setting>-seed<k>``.
 """
@@ -62,6 +64,7 @@ from experiments.plan import Plan, plan
 from experiments.settings import flat_settings
 from report.loading import LoadedRun, load_run
 from report.methods import NOT_PRIVATE
+from report.tables import joined
 from server.app import run_folder_of
 from server.preparation import forget_preparation
 from strategies.table import parse_config, strategy_class
@@ -316,7 +319,7 @@ def parse_suite(value: Mapping[str, object]) -> Suite:
         known_seeds,
         problems,
     )
-    if problems:
+    if problems := [*problems, *_unlike_privacy(configs)]:
         raise ConfigError(problems)
     suite = _build(_Source(str(name), known_seeds, methods, under, where, configs), target)
     if clashes := list(_problems_of_names(suite)):
@@ -364,7 +367,11 @@ class _Combination:
 
     def flat(self) -> dict[str, object]:
         """All keys."""
-        return {key: value for table in reversed(self.tables) for key, value in table.keys.items()}
+        found = {k: value for table in reversed(self.tables) for k, value in table.keys.items()}
+        if found.get("privacy.mechanism", "none") != "none":
+            return found
+        own = self.candidate.keys.keys() | self.method.keys.keys()
+        return {k: v for k, v in found.items() if k in own or not k.startswith("privacy.")}
 
     def place_of(self, key: str) -> str:
         """The table that gives `key`; empty where none does."""
@@ -464,6 +471,33 @@ def _tuning(
             for combination in method.grid
         ),
     )
+
+
+def _unlike_privacy(configs: _Configs) -> Iterator[Problem]:
+    """Private methods whose epsilons would not compare."""
+    units: dict[str, list[str]] = {}
+    deltas: dict[str, list[str]] = {}
+    for (method, _, _, _), config in configs.items():
+        privacy = config.privacy
+        if privacy.is_private:
+            unit = "one example" if privacy.is_example_level else "one client"
+            units.setdefault(unit, []).append(method)
+            deltas.setdefault(f"{privacy.delta:g}", []).append(method)
+    for key, what, found in (
+        ("privacy.mechanism", "protect unlike units", units),
+        ("privacy.delta", "have unlike deltas", deltas),
+    ):
+        if len(found) > 1:
+            told = "; ".join(f"{value}: {joined(_distinct(names))}" for value, names in found.items())
+            rule = (
+                f"the suite's methods {what} ({told}), and their epsilons do not compare; split the "
+                "suite into one for each"
+            )
+            yield Problem(key, "", rule)
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _problems_of_names(suite: Suite) -> Iterator[Problem]:

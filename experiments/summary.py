@@ -19,6 +19,8 @@ from report.tables import (
     Row,
     Statistic,
     amount_of_bytes,
+    epsilon_text,
+    epsilon_title,
     percent,
     result_rows,
     seconds,
@@ -186,11 +188,14 @@ def _shared_attack(cells: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def _table(cells: Sequence[Cell], told: Collection[str]) -> list[str]:
-    lines = [("method", *(title for title, _ in _COLUMNS))]
+    columns = list(_COLUMNS)
+    if title := epsilon_title(run for cell in cells for run in cell.on_record):
+        columns.insert(0, (title.lower(), lambda row: epsilon_text(row.method.runs)))
+    lines = [("method", *(title for title, _ in columns))]
     for cell in cells:
         row = cell.row
         lines.append(
-            (cell.label_without(told), *(show(row) if row else NONE for _, show in _COLUMNS))
+            (cell.label_without(told), *(show(row) if row else NONE for _, show in columns))
         )
     return _aligned(lines)
 
@@ -252,6 +257,8 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "bytes_down": _statistic(row.bytes_down if row else None),
         "client_s": _statistic(row.client_s if row else None),
         "server_s": _statistic(row.server_s if row else None),
+        "epsilon": _statistic(row.epsilon if row else None),
+        "privacy": _privacy_json(cell),
         "target": target
         and {
             "test_accuracy": target.accuracy,
@@ -259,6 +266,22 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
             "rounds": _statistic(target.rounds),
             "bytes_up": _statistic(target.bytes_up),
         },
+    }
+
+
+def _privacy_json(cell: Cell) -> dict[str, Any] | None:
+    """What the epsilon is of; None where no run is private."""
+    noised = next((run.noised for run in cell.on_record if run.noised is not None), None)
+    if noised is None:
+        return None
+    return {
+        "mechanism": noised.mechanism,
+        "unit": noised.unit,
+        "delta": noised.delta,
+        "budget": noised.budget,
+        "noise_multiplier": noised.noise_multiplier,
+        "accountant": noised.spent.accountant,
+        "note": noised.spent.note,
     }
 
 

@@ -18,13 +18,23 @@ import numpy as np
 from data.partition import Partition
 from report.curves import Curve, curve, trains_on_clients, uploads_no_update
 from report.methods import Method
-from report.tables import plain_bytes
+from report.privacy import (
+    Course,
+    EpsilonPoint,
+    epsilon_course,
+    epsilon_point,
+    family,
+    final_accuracies,
+    signal_course,
+)
+from report.tables import NO_NOISE, plain_bytes
 
 Figure = dict[str, Any]
 
 NUM_COLOURS = 8
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 _LOG_FROM_RATIO = 20
+_LOG_EPSILON_FROM_RATIO = 3
 _MOST_CELLS_WITH_TEXT = 400
 _MOST_CLASSES_WITH_TEXT = 12
 _MOST_NAMED_CLASSES = 20
@@ -58,9 +68,12 @@ def accuracy_by_round(methods: Sequence[Method]) -> Figure:
     curves = _curves(methods)
     traces = _curve_traces(methods, curves, [c.rounds for c in curves], "round %{x}")
     last = max((c.rounds[-1] for c in curves if c.rounds), default=1)
+    return _figure(traces, xaxis=_round_axis(last), yaxis=_accuracy_axis())
+
+
+def _round_axis(last: int) -> dict[str, Any]:
     step = next(n * 10**k for k in range(9) for n in (1, 2, 5) if n * 10**k * 10 >= last)
-    xaxis = _axis("Communication round") | {"tick0": 0, "dtick": step}
-    return _figure(traces, xaxis=xaxis, yaxis=_accuracy_axis())
+    return _axis("Communication round") | {"tick0": 0, "dtick": step}
 
 
 def accuracy_by_bytes(methods: Sequence[Method]) -> Figure:
@@ -138,13 +151,15 @@ def _accuracy_by_cost(
     )
 
 
-def _horizontal(level: float, style: Style) -> dict[str, Any]:
-    line = {"color": style.colour, "width": 1.5, "dash": "longdashdot"}
+def _horizontal(level: float, style: Style, dash: str = "longdashdot") -> dict[str, Any]:
+    line = {"color": style.colour, "width": 1.5, "dash": dash}
     ends = {"xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}
     return {"type": "line", "line": line, "layer": "below"} | ends
 
 
-def _name_of_horizontal(level: float, style: Style, method: Method) -> dict[str, Any]:
+def _name_of_horizontal(
+    level: float, style: Style, method: Method, told: str = ""
+) -> dict[str, Any]:
     return {
         "xref": "paper",
         "x": 0,
@@ -152,7 +167,7 @@ def _name_of_horizontal(level: float, style: Style, method: Method) -> dict[str,
         "xshift": 4,
         "y": level,
         "yanchor": "bottom",
-        "text": f"{escape(method.label)} {level:.1f}%",
+        "text": f"{escape(method.label)}{told} {level:.1f}%",
         "showarrow": False,
         "font": {"color": style.colour, "size": 12},
     }
@@ -166,6 +181,149 @@ def accuracy_by_time(methods: Sequence[Method]) -> Figure:
     xs = [[elapsed / scale for elapsed in c.elapsed_s] for c in curves]
     traces = _curve_traces(methods, curves, xs, f"%{{x:.3~g}} {unit}")
     return _figure(traces, xaxis=_axis(f"Wall clock, {unit}"), yaxis=_accuracy_axis())
+
+
+def epsilon_by_round(methods: Sequence[Method], terms: tuple[str, float]) -> Figure | None:
+    """Epsilon of the whole run so far against rounds, of the methods of one unit and delta.
+
+    The line is the largest client's, the band reaches down to the client that spent least. None
+    where no figure is on record.
+    """
+    courses = {
+        index: epsilon_course(method.runs)
+        for index, method in enumerate(methods)
+        if any(run.noised is not None and run.noised.terms == terms for run in method.runs)
+    }
+    yaxis = _axis("Epsilon of the whole run") | {"rangemode": "tozero", "nticks": 6}
+    return _course_figure(methods, courses, "epsilon %{y:.4~g}", yaxis)
+
+
+def signal_by_round(methods: Sequence[Method]) -> Figure | None:
+    """Signal-to-noise ratio against rounds; None where no run tells one."""
+    courses = {
+        index: signal_course(method.runs)
+        for index, method in enumerate(methods)
+        if any(run.noised is not None for run in method.runs)
+    }
+    yaxis = _axis("Signal over noise") | {"rangemode": "tozero", "nticks": 6}
+    return _course_figure(methods, courses, "signal over noise %{y:.3~g}", yaxis)
+
+
+def _course_figure(
+    methods: Sequence[Method], courses: Mapping[int, Course], hover: str, yaxis: dict[str, Any]
+) -> Figure | None:
+    bands, lines = [], []
+    for index, course in courses.items():
+        if not course.rounds:
+            continue
+        style, label = style_of(index, methods[index]), escape(methods[index].label)
+        if course.least != course.most:
+            bands.append(_band(course.rounds, course.most, course.least, style))
+        lines.append(
+            {
+                "type": "scatter",
+                "x": course.rounds,
+                "y": course.value,
+                "name": label,
+                "mode": "lines+markers" if len(course.rounds) <= 30 else "lines",
+                "line": {"color": style.colour, "width": 2, "dash": style.dash},
+                "marker": {"color": style.colour, "size": 6, "symbol": style.symbol},
+                "customdata": [[label]] * len(course.rounds),
+                "hovertemplate": "<b>%{customdata[0]}</b><br>"
+                + hover
+                + "<br>round %{x}<extra></extra>",
+            }
+        )
+    if not lines:
+        return None
+    last = max(course.rounds[-1] for course in courses.values() if course.rounds)
+    return _figure(bands + lines, xaxis=_round_axis(last), yaxis=yaxis)
+
+
+def accuracy_by_epsilon(methods: Sequence[Method]) -> Figure | None:
+    """Final test accuracy against the epsilon that the whole run has on record.
+
+    Methods that differ in their budget alone are joined by a thin line. Those without noise have no
+    epsilon: they are dashed lines at their accuracy. None where there is no point; the caller has
+    made sure that all epsilons are of one unit and delta.
+    """
+    points = {
+        index: point
+        for index, method in enumerate(methods)
+        if (point := epsilon_point(method.runs)) is not None
+    }
+    if not points:
+        return None
+    shapes, annotations = [], []
+    for index, method in enumerate(methods):
+        if all(run.noised is None for run in method.runs) and (found := _mean(method)) is not None:
+            style = style_of(index, method)
+            shapes.append(_horizontal(found, style, "dash"))
+            annotations.append(_name_of_horizontal(found, style, method, f", {NO_NOISE}"))
+    families: dict[Any, list[EpsilonPoint]] = {}
+    for index, point in points.items():
+        families.setdefault(family(methods[index].runs), []).append(point)
+    traces = [
+        _joining(sorted(members, key=lambda point: point.epsilon))
+        for members in families.values()
+        if len(members) > 1
+    ]
+    traces += [_epsilon_marker(index, methods[index], point) for index, point in points.items()]
+    epsilons = [point.epsilon for point in points.values()]
+    is_log = min(epsilons) > 0 and max(epsilons) / min(epsilons) > _LOG_EPSILON_FROM_RATIO
+    xaxis = _axis("Epsilon of the whole run") | {"type": "log" if is_log else "linear"}
+    if is_log:
+        xaxis |= {"tickmode": "array"} | _log_ticks(epsilons, lambda epsilon: f"{epsilon:g}")
+    else:
+        xaxis |= {"rangemode": "tozero", "nticks": 6}
+    return _figure(
+        traces, xaxis=xaxis, yaxis=_accuracy_axis(), shapes=shapes, annotations=annotations
+    )
+
+
+def _mean(method: Method) -> float | None:
+    found = final_accuracies(method.runs)
+    return 100 * sum(found) / len(found) if found else None
+
+
+def _joining(points: Sequence[EpsilonPoint]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "x": [point.epsilon for point in points],
+        "y": [100 * point.accuracy.mean for point in points],
+        "mode": "lines",
+        "line": {"color": "var(--muted)", "width": 1},
+        "hoverinfo": "skip",
+    }
+
+
+def _epsilon_marker(index: int, method: Method, point: EpsilonPoint) -> dict[str, Any]:
+    style, label, mean = style_of(index, method), escape(method.label), point.accuracy.mean
+    several = len(method.runs) > 1
+    span = f" ({100 * point.lowest:.1f} to {100 * point.highest:.1f})" if several else ""
+    budget = "no budget" if point.budget is None else f"budget {point.budget:g}"
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "x": [point.epsilon],
+        "y": [100 * mean],
+        "name": label,
+        "mode": "markers",
+        "marker": {"color": style.colour, "size": 9, "symbol": style.symbol},
+        "customdata": [[label, span, budget]],
+        "hovertemplate": "<b>%{customdata[0]}</b><br>%{y:.1f}%%{customdata[1]}<br>"
+        "epsilon %{x:.4~g}, %{customdata[2]}<extra></extra>",
+    }
+    if several:
+        trace["error_y"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [100 * (point.highest - mean)],
+            "arrayminus": [100 * (mean - point.lowest)],
+            "color": style.colour,
+            "thickness": 1.5,
+            "width": 3,
+        }
+    return trace
 
 
 def _log_ticks(costs: Sequence[float], text: Callable[[float], str]) -> dict[str, Any]:
@@ -201,19 +359,7 @@ def _curve_traces(
         mean, low, high = (_percents(v) for v in (c.accuracy, c.lowest, c.highest))
         several = len(method.runs) > 1
         if several:
-            bands.append(
-                {
-                    "type": "scatter",
-                    "x": [*x, *reversed(x)],
-                    "y": [*high, *reversed(low)],
-                    "fill": "toself",
-                    "fillcolor": style.colour,
-                    "opacity": 0.16,
-                    "line": {"width": 0},
-                    "mode": "lines",
-                    "hoverinfo": "skip",
-                }
-            )
+            bands.append(_band(x, high, low, style))
         spans = [
             f" ({a:.1f} to {b:.1f})" if several else "" for a, b in zip(low, high, strict=True)
         ]
@@ -235,6 +381,22 @@ def _curve_traces(
             }
         )
     return bands + lines
+
+
+def _band(
+    x: Sequence[float], high: Sequence[float], low: Sequence[float], style: Style
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "x": [*x, *reversed(x)],
+        "y": [*high, *reversed(low)],
+        "fill": "toself",
+        "fillcolor": style.colour,
+        "opacity": 0.16,
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+    }
 
 
 def client_accuracy(methods: Sequence[Method]) -> Figure:

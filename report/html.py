@@ -28,11 +28,19 @@ from report.failures import NO_REASON, failure_rows, left_out_of_costs, outcome_
 from report.images import galleries, without_images
 from report.loading import OUTCOMES, LoadedRun, load_runs
 from report.methods import Comparison, Method, compare, short_names
+from report.privacy import (
+    PRIVACY_COLUMNS,
+    noised_of,
+    privacy_rows,
+    terms_text,
+    unlike_terms,
+)
 from report.tables import (
-    COLUMNS,
     NONE,
     Row,
     Statistic,
+    columns_of,
+    epsilon_of,
     joined,
     plain_bytes,
     result_rows,
@@ -97,7 +105,7 @@ def render(comparison: Comparison) -> str:
         policy=_policy(scripts),
         scripts=[Markup(script) for script in scripts],
         css=Markup((_FOLDER / "report.css").read_text("utf-8")),
-        columns=COLUMNS,
+        columns=columns_of(rows),
         rows=rows,
         styles=[figures.style_of(index, method) for index, method in enumerate(methods)],
         methods=methods,
@@ -128,7 +136,7 @@ def render(comparison: Comparison) -> str:
         failures=failures[:_MOST_FAILURES],
         num_failures=len(failures),
         outcomes=_outcome_table(methods),
-        privacy=[(method, _statements(method)) for method in methods],
+        privacy=_privacy(methods),
         settings=_settings(methods),
         environments=_environments(comparison.runs),
         resumptions=_resumptions,
@@ -189,6 +197,7 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
     guarantees = {run.privacy.guarantee for run in runs if run.privacy is not None}
     if guarantees == {"none"}:
         sentences.append("No method carries a privacy guarantee.")
+    sentences += _guarantees(comparison.methods) if few else []
     attacked = list(dict.fromkeys(m.attack for m in comparison.methods if m.attack))
     if attacked:
         sentences.append(f"Malicious clients took part ({'; '.join(attacked)}).")
@@ -196,6 +205,24 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
         verb = "sends" if len(raw) == 1 else "send"
         sentences.append(f"{joined(raw)} {verb} clients' real images as they are.")
     return " ".join(sentences)
+
+
+def _guarantees(methods: Sequence[Method]) -> list[str]:
+    """What private methods have cost, and that the others promise nothing, as sentences."""
+    parts: dict[tuple[str, float], list[str]] = {}
+    for method in methods:
+        noised, epsilon = noised_of(method.runs), epsilon_of(method.runs)
+        if noised is not None and epsilon is not None:
+            told = f"{method.label} {epsilon.mean:.4g}"
+            parts.setdefault(noised.terms, []).append(told)
+    sentences = [
+        f"Epsilon of the whole run for one {unit}, at delta {delta:g}: {joined(told)}."
+        for (unit, delta), told in parts.items()
+    ]
+    without = [method.label for method in methods if noised_of(method.runs) is None]
+    if parts and without:
+        sentences.append(f"No privacy guarantee: {joined(without)}.")
+    return sentences
 
 
 def _inline(value: Statistic | None) -> str:
@@ -342,6 +369,46 @@ def _outcome_table(methods: Sequence[Method]) -> _OutcomeTable:
         names=tuple(OUTCOMES[index] for index in occurred),
         rows=tuple((t.method, t.asked, tuple(t.counts[i] for i in occurred)) for t in tallies),
         surplus=any(OUTCOMES[index] == "surplus" for index in occurred),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Privacy:
+    """What the page tells of privacy.
+
+    Attributes:
+        statements: Of every method.
+        columns: Headings of `rows`.
+        rows: The methods that add noise.
+        epsilons: For each unit and delta, in words, epsilon against rounds.
+        signal: Signal-to-noise ratio against rounds; None where none is on record.
+        accuracy: Accuracy against epsilon; None where it is not drawn.
+        why_not: Why it is not, where there are epsilons to draw it against.
+    """
+
+    statements: tuple[tuple[Method, list[str]], ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Method, tuple[str, ...]], ...]
+    epsilons: tuple[tuple[str, figures.Figure], ...]
+    signal: figures.Figure | None
+    accuracy: figures.Figure | None
+    why_not: str
+
+
+def _privacy(methods: Sequence[Method]) -> _Privacy:
+    why_not = unlike_terms((method.label, method.runs) for method in methods)
+    terms = dict.fromkeys(
+        run.noised.terms for method in methods for run in method.runs if run.noised is not None
+    )
+    drawn = [(terms_text(kind), figures.epsilon_by_round(methods, kind)) for kind in terms]
+    return _Privacy(
+        statements=tuple((method, _statements(method)) for method in methods),
+        columns=PRIVACY_COLUMNS,
+        rows=tuple(privacy_rows(methods)),
+        epsilons=tuple((title, figure) for title, figure in drawn if figure is not None),
+        signal=figures.signal_by_round(methods),
+        accuracy=None if why_not else figures.accuracy_by_epsilon(methods),
+        why_not=why_not,
     )
 
 

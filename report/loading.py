@@ -39,6 +39,69 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
+class SpentPrivacy:
+    """What a private run has cost its clients so far, as their ledgers say.
+
+    Attributes:
+        epsilon: The largest of its clients'; None where it is refused, or nothing is on record yet.
+        accountant: By which it was computed.
+        note: Why it is refused, or another accountant was taken; else empty.
+        clients: By partition id.
+        all_runs: The largest over all runs that the ledgers know; None where it is refused.
+    """
+
+    epsilon: float | None
+    accountant: str
+    note: str
+    clients: Mapping[int, float | None]
+    all_runs: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisedPrivacy:
+    """The numbers that a private run's promise is made of; see `privacy.statement`.
+
+    Attributes:
+        unit: ``example`` or ``client``.
+        mechanism: As in ``privacy.mechanism``.
+        delta: Of every epsilon.
+        noise_multiplier: sigma.
+        clip: C.
+        sampling_rate: q.
+        steps_per_round: Noised sums a round (T).
+        rounds: Rounds of the client asked most often.
+        accountant: As planned.
+        budget: The most that may be spent; None where there is none.
+        epsilon_per_round: Of one round; None where it is refused.
+        epsilon_whole_run: Of all rounds, as planned; likewise.
+        rdp_epsilon_per_round: By RDP, for information; likewise.
+        rdp_epsilon_whole_run: Likewise.
+        spent: What it has cost so far.
+    """
+
+    unit: str
+    mechanism: str
+    delta: float
+    noise_multiplier: float
+    clip: float
+    sampling_rate: float
+    steps_per_round: int
+    rounds: int
+    accountant: str
+    budget: float | None
+    epsilon_per_round: float | None
+    epsilon_whole_run: float | None
+    rdp_epsilon_per_round: float | None
+    rdp_epsilon_whole_run: float | None
+    spent: SpentPrivacy
+
+    @property
+    def terms(self) -> tuple[str, float]:
+        """Unit and delta: epsilons compare only where both agree."""
+        return self.unit, self.delta
+
+
+@dataclass(frozen=True, slots=True)
 class PrivacyStatement:
     """What a run says about privacy.
 
@@ -46,11 +109,13 @@ class PrivacyStatement:
         guarantee: ``none``, or the guarantee in words.
         images_sent: ``synthetic``, ``raw`` or ``none``.
         text: The statement for readers.
+        noised: What it rests on; None for a run that adds no noise.
     """
 
     guarantee: str
     images_sent: str
     text: str
+    noised: NoisedPrivacy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +225,16 @@ class LoadedRun:
     def sends_images(self) -> bool:
         """Whether clients send images, synthetic or real."""
         return self.privacy is not None and self.privacy.images_sent != "none"
+
+    @property
+    def noised(self) -> NoisedPrivacy | None:
+        """What its privacy rests on; None for a run that adds no noise, or does not say."""
+        return self.privacy.noised if self.privacy is not None else None
+
+    @property
+    def epsilon(self) -> float | None:
+        """What it has cost the client that it cost most; None where that is not on record."""
+        return self.noised.spent.epsilon if self.noised is not None else None
 
     @property
     def attack(self) -> str | None:
@@ -321,8 +396,64 @@ def _read_partition(folder: RunFolder) -> Partition:
 def _read_privacy(folder: RunFolder) -> PrivacyStatement:
     statement, path = folder.read_json("privacy"), folder.path / "privacy.json"
     return PrivacyStatement(
-        *(_text(statement, key, path) for key in ("guarantee", "images_sent", "text"))
+        guarantee=_text(statement, "guarantee", path),
+        images_sent=_text(statement, "images_sent", path),
+        text=_text(statement, "text", path),
+        noised=_read_noised(statement, path) if "mechanism" in statement else None,
     )
+
+
+def _read_noised(statement: Mapping[str, Any], path: Path) -> NoisedPrivacy:
+    def number(key: str) -> float:
+        if not _is_number(statement.get(key)):
+            raise RecordError(f"{path} has {key}={statement.get(key)!r}; it is a number")
+        return float(statement[key])
+
+    def number_or_none(key: str) -> float | None:
+        return None if statement.get(key) is None else number(key)
+
+    return NoisedPrivacy(
+        unit=_text(statement, "unit", path),
+        mechanism=_text(statement, "mechanism", path),
+        delta=number("delta"),
+        noise_multiplier=number("noise_multiplier"),
+        clip=number("clip"),
+        sampling_rate=number("sampling_rate"),
+        steps_per_round=int(number("steps_per_round")),
+        rounds=int(number("rounds")),
+        accountant=_text(statement, "accountant", path),
+        budget=number_or_none("budget"),
+        epsilon_per_round=number_or_none("epsilon_per_round"),
+        epsilon_whole_run=number_or_none("epsilon_whole_run"),
+        rdp_epsilon_per_round=number_or_none("rdp_epsilon_per_round"),
+        rdp_epsilon_whole_run=number_or_none("rdp_epsilon_whole_run"),
+        spent=_read_spent(statement, path),
+    )
+
+
+def _read_spent(statement: Mapping[str, Any], path: Path) -> SpentPrivacy:
+    spent = statement.get("spent")
+    if spent is None:  # nothing is charged before the first round
+        return SpentPrivacy(None, _text(statement, "accountant", path), "", {}, None)
+    try:
+        clients = {int(k): value for k, value in spent["clients"].items()}
+        told = (spent["epsilon"], spent["all_runs"])
+        if not all(value is None or _is_number(value) for value in (*told, *clients.values())):
+            raise ValueError("an epsilon is no number")
+        return SpentPrivacy(
+            told[0],
+            _text(spent, "accountant", path),
+            _text(spent, "note", path),
+            clients,
+            told[1],
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(
+            f"{path} has spent={spent!r}; it is an object of epsilon, accountant, note, clients "
+            "and all_runs"
+        ) from error
 
 
 def _read_rounds(folder: RunFolder) -> list[RoundRecord]:
@@ -367,11 +498,15 @@ def _problem(record: RoundRecord) -> str | None:
                 f"client {client.partition_id} has outcome {client.outcome!r}; "
                 f"it is one of {', '.join(OUTCOMES)}"
             )
+        if not all(map(_is_number, client.metrics.values())):
+            return f"metrics of client {client.partition_id} are not numbers"
         if client.outcome == "counted" and client.failure is not None:
             return f"client {client.partition_id} is counted, and yet failed: {client.failure}"
     missing = [key for key in _SECONDS if not _is_number(record.seconds.get(key))]
     if missing:
         return f"seconds lack {', '.join(missing)}"
+    if not all(map(_is_number, record.server.values())):
+        return "the server's metrics are not numbers"
     if not (_is_number(record.bytes_up) and _is_number(record.bytes_down)):
         return "bytes are not numbers"
     clients = record.client_accuracy

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from report.loading import LoadedRun
 from report.methods import Method
 from report.milestones import best_round, total_spent
 
@@ -59,6 +60,8 @@ class Row:
         bytes_down: To all clients.
         client_s: Seconds of training, summed over clients.
         server_s: Seconds of aggregation and server training.
+        epsilon: Of the whole run so far, the largest of its clients'; None without noise, and where
+            it is refused.
         best_rounds: Those rounds, for each seed that has one.
         rounds: Last round on record of each seed.
     """
@@ -72,6 +75,7 @@ class Row:
     bytes_down: Statistic | None
     client_s: Statistic | None
     server_s: Statistic | None
+    epsilon: Statistic | None
     best_rounds: tuple[int, ...]
     rounds: tuple[int, ...]
 
@@ -100,6 +104,7 @@ def _row(method: Method) -> Row:
         bytes_down=Statistic.of(total.bytes_down if total else 0 for total in totals),
         client_s=Statistic.of(total.client_s if total else 0 for total in totals),
         server_s=Statistic.of(total.server_s if total else 0 for total in totals),
+        epsilon=epsilon_of(method.runs),
         best_rounds=tuple(best.round for best in chosen if best),
         rounds=tuple(run.rounds_done for run in method.runs),
     )
@@ -129,6 +134,43 @@ def plain_bytes(count: float) -> str:
 def seconds(value: Statistic | None) -> str:
     """Seconds: ``12.3 ± 0.4``."""
     return _spread(value, lambda x: _digits(x, value.mean if value else 0))
+
+
+NO_NOISE = "no noise"
+
+
+def epsilon_of(runs: Sequence[LoadedRun]) -> Statistic | None:
+    """What runs have cost over seeds; None where one of them has no epsilon on record."""
+    found = [run.epsilon for run in runs]
+    return None if None in found else Statistic.of(found)
+
+
+def epsilon_text(runs: Sequence[LoadedRun], *, with_terms: bool = False) -> str:
+    """What runs have cost, for one cell: ``3.996``, ``no noise``, or why it is refused.
+
+    Args:
+        runs: Of one method.
+        with_terms: Whether to name unit and delta, where they differ between methods.
+    """
+    noised = [run.noised for run in runs if run.noised is not None]
+    if not noised:
+        return NO_NOISE
+    terms = f" ({noised[0].unit}, delta {noised[0].delta:g})" if with_terms else ""
+    if (value := epsilon_of(runs)) is None:
+        return next((one.spent.note for one in noised if one.spent.note), NONE)
+    spread = "" if not value.std or value.std < 5e-4 else f" ± {value.std:.2g}"
+    return f"{value.mean:.4g}{spread}{terms}"
+
+
+def epsilon_title(runs: Iterable[LoadedRun]) -> str:
+    """Heading of a column of `epsilon_text`; empty where no run is private."""
+    units = {run.noised.unit for run in runs if run.noised is not None}
+    return f"Epsilon per {units.pop()}" if len(units) == 1 else "Epsilon" if units else ""
+
+
+def terms_differ(runs: Iterable[LoadedRun]) -> bool:
+    """Whether epsilons of `runs` do not compare, for unit or delta differ."""
+    return len({run.noised.terms for run in runs if run.noised is not None}) > 1
 
 
 def _spread(value: Statistic | None, show: Callable[[float], str]) -> str:
@@ -231,6 +273,17 @@ COLUMNS = (
     Column("Rounds", _done_text),
 )
 
+
+def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """The columns, with epsilon where any run is private."""
+    runs = [run for row in rows for run in row.method.runs]
+    if not (title := epsilon_title(runs)):
+        return COLUMNS
+    mixed = terms_differ(runs)
+    epsilon = Column(title, lambda row: epsilon_text(row.method.runs, with_terms=mixed))
+    return (COLUMNS[0], epsilon, *COLUMNS[1:])
+
+
 _MEASURES: tuple[tuple[str, Callable[[Row], Statistic | None]], ...] = (
     ("test_accuracy", lambda row: row.test_accuracy),
     ("macro_f1", lambda row: row.macro_f1),
@@ -240,15 +293,17 @@ _MEASURES: tuple[tuple[str, Callable[[Row], Statistic | None]], ...] = (
     ("bytes_down", lambda row: row.bytes_down),
     ("client_s", lambda row: row.client_s),
     ("server_s", lambda row: row.server_s),
+    ("epsilon", lambda row: row.epsilon),
 )
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """The table as GitHub-flavoured Markdown."""
+    columns = columns_of(rows)
     lines = [
-        ["Method", *(column.title for column in COLUMNS)],
-        ["---", *("---:" for _ in COLUMNS)],
-        *([markdown_text(r.method.label), *(c.cell(r) for c in COLUMNS)] for r in rows),
+        ["Method", *(column.title for column in columns)],
+        ["---", *("---:" for _ in columns)],
+        *([markdown_text(r.method.label), *(c.cell(r) for c in columns)] for r in rows),
     ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -274,6 +329,8 @@ def to_csv(rows: Sequence[Row]) -> str:
             *measures,
             "best_rounds",
             "rounds",
+            "privacy_unit",
+            "privacy_delta",
         ]
     )
     for row in rows:
@@ -293,9 +350,15 @@ def to_csv(rows: Sequence[Row]) -> str:
                 *cells,
                 " ".join(map(str, row.best_rounds)),
                 " ".join(map(str, row.rounds)),
+                *_terms(method),
             ]
         )
     return buffer.getvalue()
+
+
+def _terms(method: Method) -> tuple[str, str]:
+    noised = next((run.noised for run in method.runs if run.noised is not None), None)
+    return ("none", "") if noised is None else (noised.unit, repr(noised.delta))
 
 
 def to_text(rows: Sequence[Row], width: int = 80) -> str:
@@ -305,10 +368,12 @@ def to_text(rows: Sequence[Row], width: int = 80) -> str:
         rows: What to show.
         width: Columns of the terminal.
     """
-    head_width = max(len(column.title) for column in COLUMNS)
+    heads = columns_of(rows)
+    titles = [column.title for column in heads]
+    head_width = max(map(len, titles))
     columns = []
     for row in rows:
-        cells = [column.cell(row) for column in COLUMNS]
+        cells = [column.cell(row) for column in heads]
         cell_width = max(map(len, cells))
         label = textwrap.wrap(row.method.label, max(cell_width, 14), break_on_hyphens=False)
         columns.append((label, cells, max(cell_width, *map(len, label))))
@@ -320,10 +385,11 @@ def to_text(rows: Sequence[Row], width: int = 80) -> str:
             used = head_width
         blocks[-1].append(column)
         used += 2 + column[2]
-    return "\n".join(_text_block(block, head_width) for block in blocks)
+    return "\n".join(_text_block(block, titles) for block in blocks)
 
 
-def _text_block(block: Sequence[tuple[list[str], list[str], int]], head_width: int) -> str:
+def _text_block(block: Sequence[tuple[list[str], list[str], int]], titles: Sequence[str]) -> str:
+    head_width = max(map(len, titles))
     height = max(len(label) for label, _, _ in block)
     lines = []
     for index in range(height):
@@ -331,7 +397,7 @@ def _text_block(block: Sequence[tuple[list[str], list[str], int]], head_width: i
             ([""] * (height - len(label)) + label)[index].rjust(width) for label, _, width in block
         ]
         lines.append("  ".join(["".ljust(head_width), *cells]))
-    for index, column in enumerate(COLUMNS):
+    for index, title in enumerate(titles):
         cells = [texts[index].rjust(width) for _, texts, width in block]
-        lines.append("  ".join([column.title.ljust(head_width), *cells]))
+        lines.append("  ".join([title.ljust(head_width), *cells]))
     return "".join(f"{line.rstrip()}\n" for line in lines)

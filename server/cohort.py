@@ -7,9 +7,10 @@ that is not counted leaves a client's state as it was.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.config import RunConfig
 from core.records import ReplyOutcome
@@ -21,17 +22,28 @@ class Cohort:
     """One round's clients, by partition id.
 
     Attributes:
-        asked: All who are sent the request, in the order in which work is handed out and replies
-            are folded.
+        asked: All who are sent the request but for those barred, in the order in which work is
+            handed out and replies are folded.
         arrivals: Those whose replies come in time, in the order in which they would arrive.
         lost: The others: what becomes of them, and why.
         num_wanted: Replies after which the round closes.
+        barred: Those who may not be asked after all, and why.
     """
 
     asked: tuple[int, ...]
     arrivals: tuple[int, ...]
     lost: Mapping[int, tuple[ReplyOutcome, str]]
     num_wanted: int
+    barred: Mapping[int, str] = field(default_factory=dict)
+
+    def without(self, barred: Mapping[int, str]) -> Cohort:
+        """The round in which these are not asked; nobody takes their places."""
+        return dataclasses.replace(
+            self,
+            arrivals=tuple(k for k in self.arrivals if k not in barred),
+            lost={k: fate for k, fate in self.lost.items() if k not in barred},
+            barred=barred,
+        )
 
 
 def draw_cohort(config: RunConfig, order: Sequence[int], round: int) -> Cohort:

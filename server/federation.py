@@ -21,6 +21,7 @@ from core.records import ClientRecord, ReplyOutcome, RoundRecord
 from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
 from server.checkpoint import Checkpoint
+from server.client_level import PaidRound, TrustedServer
 from server.cohort import Cohort, draw_cohort
 from server.nodes import nodes_by_partition
 from server.prediction import reply_spec, request_settings
@@ -28,12 +29,14 @@ from server.preparation import Preparation
 from server.progress import Progress
 from server.recorder import Recorder
 from server.replies import stream_replies
+from server.spending import Spending, read_spending
 from strategies.base import (
     FederatedEvaluation,
     Reply,
     RoundOutcome,
     ServerState,
     ServerTask,
+    Strategy,
 )
 from strategies.flower import from_flower, serialise, serialised_bytes, to_flower
 
@@ -69,6 +72,10 @@ class Federation:
         self._count_step = StepCounter(recorder.folder.progress)
         self._shapes = preparation.client_shapes()
         self._order = preparation.hand_out_order()
+        plan = preparation.privacy
+        self._trusted: TrustedServer | None = None
+        if plan is not None and plan.unit == "client":
+            self._trusted = TrustedServer(preparation, recorder.folder, plan)
 
     def run(self) -> None:
         """All rounds that are left.
@@ -94,18 +101,27 @@ class Federation:
         for number in range(now.round + 1, config.rounds + 1):
             started = time.perf_counter()
             cohort = draw_cohort(config, self._order, number)
+            half: Strategy | PaidRound = strategy
+            if self._trusted is not None:
+                half = self._trusted.charge(cohort, number)
+                cohort = half.cohort
             self._progress.round_started(number, len(cohort.asked), self._steps(cohort))
-            accumulator = strategy.begin(now.state)
+            accumulator = half.begin(now.state)
+            transcript = self._recorder.transcript
+            if transcript is not None:
+                transcript.begin(number, strategy.broadcast(now.state))
             received: list[Received] = []
             for item in in_order(self._exchange(now, cohort, nodes), cohort.asked):
                 if item.reply is not None:
-                    accumulator = strategy.add(accumulator, item.reply)
+                    accumulator = half.add(accumulator, item.reply)
+                    if transcript is not None:
+                        transcript.add(number, item.reply)
                 received.append(item)
             self._progress.server_started()
             served = time.perf_counter()
             task = self._server_task(number)
             with seeded_globals(derive_seed(task.seed, "layers")):
-                outcome = strategy.finish(now.state, accumulator, task)
+                outcome = half.finish(now.state, accumulator, task)
             server_s = time.perf_counter() - served
             judged_from = time.perf_counter()
             judged = self._judge(number, outcome)
@@ -142,6 +158,8 @@ class Federation:
             return
         requests = self._requests(now, cohort.asked, nodes)
         bytes_down = {k: serialised_bytes(message) for k, message in requests.items()}
+        for k, why in cohort.barred.items():
+            yield self._told(_without_reply(k, 0, "failed", why))
         for k, (outcome, why) in cohort.lost.items():
             yield self._told(_without_reply(k, bytes_down[k], outcome, why))
         simulated = getattr(self._grid, "node_is_partition", False)
@@ -175,7 +193,7 @@ class Federation:
         for partition_id in asked:
             acknowledged = now.acknowledged.get(partition_id, 0)
             retained = self._recorder.oldest_acknowledged(partition_id)
-            settings = request_settings(number, acknowledged, retained)
+            settings = request_settings(number, acknowledged, retained, self._preparation.privacy)
             content = to_flower(Record(settings=settings), arrays)
             requests[partition_id] = Message(
                 content, dst_node_id=nodes[partition_id], message_type="train", group_id=str(number)
@@ -219,10 +237,21 @@ class Federation:
             )
             return Received(None, refused)
         metrics = {k: float(v) for k, v in reply.record.metrics.items() if k != "train_s"}
+        train_s = self._train_s(reply, message, most_s)
         counted = ClientRecord(
             partition_id=partition_id, bytes_down=bytes_down, bytes_up=bytes_up, metrics=metrics
         )
-        return Received(reply, counted, float(reply.record.metrics["train_s"]))
+        return Received(reply, counted, train_s)
+
+    def _train_s(self, reply: Reply, message: Message, most_s: float) -> float:
+        """Seconds of training: as the client tells, or, where it tells none, as the engine took.
+
+        A network that is not Tessera's own grid tells nothing either; there it is the time from
+        request to reply.
+        """
+        seconds_of = getattr(self._grid, "seconds_of", lambda message_id: most_s)
+        measured = float(seconds_of(message.metadata.reply_to_message_id))
+        return float(reply.record.metrics.get("train_s", measured))
 
     def _valid_reply(self, round: int, partition_id: int, message: Message, most_s: float) -> Reply:
         """Decode a reply once its form is known to be right.
@@ -236,7 +265,7 @@ class Federation:
         if reply.record.settings.get("round") != round:
             raise ValueError(f"reply is of round {reply.record.settings.get('round')}, not {round}")
         reasons = form.violations(reply.record) or strategy.check_reply(reply, shape)
-        if not reasons and not 0 <= (train_s := reply.record.metrics["train_s"]) <= most_s:
+        if not reasons and not 0 <= (train_s := reply.record.metrics.get("train_s", 0)) <= most_s:
             reasons = [f"train_s is {train_s:g}, but the request went out {most_s:.3g} s ago"]
         if reasons:
             raise ValueError("; ".join(reasons))
@@ -268,6 +297,10 @@ class Federation:
         ended = time.perf_counter()
         clients = sorted((item.record for item in received), key=lambda c: c.partition_id)
         train_s = [item.train_s for item in received]
+        spending = self._spending(now)
+        server = {**outcome.metrics, **_private_metrics(clients, spending)}
+        if spending is not None:
+            clients = [_with_epsilon(client, spending) for client in clients]
         record = RoundRecord(
             round=now.round,
             validation=judged.validation if judged else None,
@@ -277,7 +310,7 @@ class Federation:
             bytes_down=sum(client.bytes_down for client in clients),
             bytes_up=sum(client.bytes_up for client in clients),
             clients=clients,
-            server=outcome.metrics,
+            server=server,
             seconds={
                 "client_sum": sum(train_s),
                 "client_max": max(train_s, default=0.0),
@@ -286,8 +319,18 @@ class Federation:
                 "elapsed": ended - began,
             },
         )
-        self._recorder.round(record, outcome.mosaic, now, keep=keep)
+        self._recorder.round(record, outcome.mosaic, now, spending, keep=keep)
         self._progress.round_ended(record)
+
+    def _spending(self, now: Checkpoint) -> Spending | None:
+        """What the run has cost its clients up to now; None for one that is not private."""
+        preparation = self._preparation
+        if preparation.privacy is None:
+            return None
+        counted = sorted(now.acknowledged)
+        return read_spending(
+            preparation.config, self._recorder.folder, preparation.privacy, now.round, counted
+        )
 
     def _judge(self, round: int, outcome: RoundOutcome) -> FederatedEvaluation | None:
         """How well the model does after a round, if it is a round to tell."""
@@ -323,6 +366,25 @@ def _after(before: Checkpoint, state: ServerState, received: Sequence[Received])
         {**before.acknowledged, **dict.fromkeys(counted, number)},
         before.empty_rounds + 1 if empty else 0,
     )
+
+
+def _private_metrics(
+    clients: Sequence[ClientRecord], spending: Spending | None
+) -> dict[str, float]:
+    """What a private round has cost, and the mean signal-to-noise ratio of its clients' sums."""
+    if spending is None:
+        return {}
+    ratios = [client.metrics["snr"] for client in clients if "snr" in client.metrics]
+    told = {"snr": sum(ratios) / len(ratios)} if ratios else {}
+    return {**told, **spending.round_metrics()}
+
+
+def _with_epsilon(client: ClientRecord, spending: Spending) -> ClientRecord:
+    """The record with what the run has cost this client, where that is told."""
+    one = spending.clients.get(client.partition_id)
+    if one is None or one.epsilon is None:
+        return client
+    return dataclasses.replace(client, metrics={**client.metrics, "epsilon": one.epsilon})
 
 
 def _without_reply(

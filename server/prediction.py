@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.wire import RecordSpec, Setting
+from privacy.plan import PrivacyPlan
 from server.cohort import draw_cohort
 from server.preparation import Preparation
 from strategies.base import ClientShape, Strategy
@@ -35,7 +36,7 @@ class PredictedBytes:
 
 
 def request_settings(
-    round: int, acknowledged_round: int, retained_round: int
+    round: int, acknowledged_round: int, retained_round: int, plan: PrivacyPlan | None
 ) -> Mapping[str, Setting]:
     """Settings of every request for an update.
 
@@ -44,29 +45,35 @@ def request_settings(
         acknowledged_round: The last one whose reply from this client was counted; 0 before any.
         retained_round: The same as the oldest checkpoint that is kept has it: state that the
             client kept since then may still be asked for.
+        plan: In a private run, how its noise was calibrated.
     """
-    return {
+    settings: dict[str, Setting] = {
         "round": round,
         "acknowledged-round": acknowledged_round,
         "retained-round": retained_round,
     }
+    if plan is not None:
+        settings |= {"noise-multiplier": plan.noise_multiplier, "accountant": plan.accountant}
+    return settings
 
 
-def request_spec(strategy: Strategy, client: ClientShape, round: int) -> RecordSpec:
+def request_spec(
+    strategy: Strategy, client: ClientShape, round: int, plan: PrivacyPlan | None
+) -> RecordSpec:
     """Form of the request a client receives in `round`."""
     arrays = strategy.broadcast_spec(client.model)
-    return RecordSpec(arrays, (), request_settings(round, 0, 0))
+    return RecordSpec(arrays, (), request_settings(round, 0, 0, plan))
 
 
 def reply_spec(strategy: Strategy, client: ClientShape, round: int) -> RecordSpec:
     """Form of the reply a client sends in `round`."""
     spec = strategy.reply_spec(client, round)
-    return RecordSpec(spec.arrays, spec.metrics, {"round": round})
+    return RecordSpec(spec.arrays, strategy.sent_metrics(spec.metrics), {"round": round})
 
 
 def predict_bytes(preparation: Preparation) -> PredictedBytes:
     """Predict every message of a run in which nothing fails but what its configuration draws."""
-    config, strategy = preparation.config, preparation.strategy
+    config, strategy, plan = preparation.config, preparation.strategy, preparation.privacy
     shapes, order = preparation.client_shapes(), preparation.hand_out_order()
     forms: dict[bool, tuple[list[int], list[int]]] = {}
     down, up = [], []
@@ -74,7 +81,7 @@ def predict_bytes(preparation: Preparation) -> PredictedBytes:
         evaluated = config.evaluates(number)
         if evaluated not in forms:
             forms[evaluated] = (
-                [request_spec(strategy, shape, number).num_bytes() for shape in shapes],
+                [request_spec(strategy, shape, number, plan).num_bytes() for shape in shapes],
                 [reply_spec(strategy, shape, number).num_bytes() for shape in shapes],
             )
         request_bytes, reply_bytes = forms[evaluated]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,10 +13,14 @@ from core.config import RunConfig, Scalar
 from core.device import resolve_device
 from core.errors import ConfigError
 from core.parameters import NamedTensors, trainable_names, weights_of
+from data.canaries import Canaries, deal_canaries
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
+from privacy.plan import PrivacyPlan
+from server.privacy_plan import plan_privacy
 from server.sinks import missing_sinks
 from strategies.base import ClientShape, ModelForm, ServerState, Strategy, model_seed
+from strategies.private import refuse_large_delta, refuse_unfit_model
 from strategies.table import build_strategy, parse_config
 from workloads.vision import ImageClassification, open_workload
 
@@ -28,9 +33,12 @@ class Preparation:
         config: As parsed.
         strategy: The method.
         workload: Data and objective.
-        partition: Who holds what.
+        partition: Who holds what, canaries included.
         model: A model of the right form, holding the initial weights.
         initial_weights: w_0.
+        privacy: What a private run costs; None for one that is not private.
+        canaries: Those that an audit put among the data; None where there are none.
+        partition_without: The partition without them, as it is written down.
     """
 
     config: RunConfig
@@ -39,6 +47,9 @@ class Preparation:
     partition: Partition
     model: nn.Module
     initial_weights: NamedTensors
+    privacy: PrivacyPlan | None
+    canaries: Canaries | None
+    partition_without: Partition
 
     def client_shapes(self) -> list[ClientShape]:
         """Every client by partition id."""
@@ -88,8 +99,28 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     model = workload.build_model(model_seed(config))
     strategy = build_strategy(config)
     strategy.check_model(model)
+    refuse_unfit_model(config, model)
     partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
-    return Preparation(config, strategy, workload, partition, model, weights_of(model))
+    privacy = _privacy(config, [len(indices) for indices in partition.clients])
+    dealt = deal_canaries(config.canaries, workload.dataset, partition)
+    return Preparation(
+        config=config,
+        strategy=strategy,
+        workload=dataclasses.replace(workload, dataset=dealt.dataset),
+        partition=dealt.partition,
+        model=model,
+        initial_weights=weights_of(model),
+        privacy=privacy,
+        canaries=dealt.canaries,
+        partition_without=partition,
+    )
+
+
+def _privacy(config: RunConfig, sizes: list[int]) -> PrivacyPlan | None:
+    if config.privacy.is_private:
+        units = sizes if config.privacy.is_example_level else [len(sizes)]
+        refuse_large_delta(config.privacy, units)
+    return plan_privacy(config, range(len(sizes)))
 
 
 def forget_preparation() -> None:

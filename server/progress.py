@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from core.records import ClientRecord, RoundRecord
+from core.errors import RecordError
+from core.records import ClientRecord, RoundRecord, RunFolder
 
 
 class Progress(Protocol):
@@ -68,7 +69,7 @@ class PlainProgress:
 
     def round_ended(self, record: RoundRecord) -> None:
         """One line with the figures of the round."""
-        print(round_line(record, self._rounds), flush=True)
+        print(round_line(record, self._rounds, epsilon_told(record, self._folder)), flush=True)
 
     def run_ended(self, status: str) -> None:
         """Say how it ended."""
@@ -98,8 +99,28 @@ def failure_line(client: ClientRecord) -> str:
     return f"  client {client.partition_id} {client.outcome}: {client.failure.splitlines()[0]}"
 
 
-def round_line(record: RoundRecord, rounds: int) -> str:
+def epsilon_told(record: RoundRecord, folder: Path) -> str:
+    """What a private run has cost so far, such as ``epsilon 1.23 of 4``; empty for any other."""
+    try:
+        statement = RunFolder(folder).read_json("privacy")
+    except RecordError:
+        return ""
+    if "mechanism" not in statement or record.round == 0:
+        return ""
+    if (epsilon := record.server.get("epsilon")) is None:
+        note = (statement.get("spent") or {}).get("note")
+        return f"epsilon {note}" if note else "epsilon unknown"
+    budget = statement["budget"]
+    return f"epsilon {epsilon:.4g}" + (f" of {budget:g}" if budget is not None else "")
+
+
+def round_line(record: RoundRecord, rounds: int, privacy: str = "") -> str:
     """A round in one line.
+
+    Args:
+        record: What happened.
+        rounds: Rounds in all.
+        privacy: What a private run has cost so far; empty for any other.
 
     >>> record = RoundRecord(round=2, validation=None, test=None, client_accuracy=None,
     ...     worst_client_accuracy=None, bytes_down=10, bytes_up=20, clients=[], server={},
@@ -113,7 +134,7 @@ def round_line(record: RoundRecord, rounds: int) -> str:
         for title, judged in (("test accuracy", record.test), ("validation", record.validation))
         if judged is not None
     ]
-    judged = "  ".join(told) or "not evaluated"
+    judged = "  ".join([*(told or ["not evaluated"]), *([privacy] if privacy else [])])
     return (
         f"round {record.round:>{width}}/{rounds}  {judged}  "
         f"up {record.bytes_up:,} B  down {record.bytes_down:,} B  {record.seconds['wall']:.1f} s"

@@ -29,11 +29,14 @@ from core.records import (
 )
 from data.dataset import ImageDataset
 from data.partition import Partition
-from privacy.statement import statement_without_noise
+from privacy.ledger import SEEDED, ledger_folder, ledger_run, read_ledgers
+from privacy.statement import statement_of
 from server.checkpoint import Checkpoint
 from server.environment import describe_environment
 from server.preparation import Preparation
 from server.sinks import Sink, open_sinks
+from server.spending import Spending
+from server.transcript import Transcript
 from strategies.base import Mosaic
 from strategies.table import config_keys
 
@@ -48,6 +51,7 @@ class Recorder:
         folder: What is written to.
         resumed_from: Where a run goes on that was cut off; None for one that starts.
         elapsed_s: Seconds that the run took before it was cut off.
+        transcript: Where to keep what the server sees; None in a run without canaries.
     """
 
     def __init__(self, folder: RunFolder, preparation: Preparation) -> None:
@@ -79,6 +83,7 @@ class Recorder:
             checkpoint = self._last_checkpoint(len(records) - 1)
             if checkpoint is not None:
                 self._refuse_lost_state(checkpoint)
+                self._refuse_lost_ledgers(checkpoint)
         except BaseException:
             self._lock.release()
             raise
@@ -97,6 +102,7 @@ class Recorder:
     def _open(self, folder: RunFolder, preparation: Preparation) -> None:
         self.folder = folder
         self._preparation = preparation
+        self.transcript = _transcript(folder, preparation)
         self._data_sha256 = preparation.workload.dataset.sha256()
         self._started, self._resumptions = _now(), list[dict[str, Any]]()
         self._retained: list[Mapping[int, int]] = []
@@ -112,16 +118,27 @@ class Recorder:
     def _describe(self) -> None:
         """Write what is known before the first round, but for what is there already."""
         folder, preparation = self.folder, self._preparation
-        statement = statement_without_noise(preparation.strategy.images_sent)
         for name, value in (
             ("config", preparation.config.flat()),
             ("environment", describe_environment()),
-            ("privacy", dataclasses.asdict(statement)),
+            ("privacy", self._statement()),
         ):
             if not (folder.path / f"{name}.json").exists():
                 folder.write_json(name, value)
         if not folder.partition.exists():
-            preparation.partition.write(folder.partition)
+            preparation.partition_without.write(folder.partition)
+
+    def _statement(self, *, system_noise: bool = True) -> dict[str, Any]:
+        """What the run says about privacy."""
+        preparation = self._preparation
+        return dataclasses.asdict(
+            statement_of(
+                preparation.config,
+                preparation.privacy,
+                preparation.strategy.images_sent,
+                system_noise=system_noise,
+            )
+        )
 
     def _begin(self, checkpoint: Checkpoint | None, elapsed_s: float) -> None:
         self.resumed_from, self.elapsed_s = checkpoint, elapsed_s
@@ -161,7 +178,7 @@ class Recorder:
             self._resumptions = list(run.get("resumed", []))
         if folder.partition.exists():
             before = Partition.read(folder.partition).clients
-            now = preparation.partition.clients
+            now = preparation.partition_without.clients
             if len(before) != len(now) or not all(map(np.array_equal, before, now)):
                 raise RecordError(
                     f"{folder.partition} deals other images than partition.* does now; a library "
@@ -200,6 +217,22 @@ class Recorder:
             for partition_id, number in sorted(checkpoint.acknowledged.items()):
                 ClientStore(self.folder.clients, partition_id, self._identity).read(number)
 
+    def _refuse_lost_ledgers(self, checkpoint: Checkpoint) -> None:
+        """Refuse to go on where it is not known what clients have spent."""
+        plan, config = self._preparation.privacy, self._preparation.config
+        if plan is None:
+            return
+        run = ledger_run(config, self.folder)
+        ledgers = read_ledgers(ledger_folder(config, self.folder), run)
+        for partition_id, number in sorted(checkpoint.acknowledged.items()):
+            charges = [c for file in ledgers.get(partition_id, []) for c in file if c.run == run]
+            if not any(charge.round == number for charge in charges):
+                raise RecordError(
+                    f"{ledger_folder(config, self.folder)} holds no charge of partition "
+                    f"{partition_id} for round {number}, whose reply was counted: its ledger is "
+                    "lost or older than the run; restore it, or start the run anew"
+                )
+
     def _changed_environment(self) -> dict[str, str]:
         """What is not as it was when the run began; results may differ in their last bits."""
         if not (self.folder.path / "environment.json").exists():
@@ -221,7 +254,13 @@ class Recorder:
         return self._retained[0].get(partition_id, 0) if self._retained else 0
 
     def round(
-        self, record: RoundRecord, mosaic: Mosaic | None, now: Checkpoint, *, keep: bool = True
+        self,
+        record: RoundRecord,
+        mosaic: Mosaic | None,
+        now: Checkpoint,
+        spending: Spending | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
         """Put one round on record: images, checkpoint, figures, and last the line that counts.
 
@@ -229,6 +268,7 @@ class Recorder:
             record: What happened.
             mosaic: Images that clients sent, if any.
             now: Where the run stands.
+            spending: What a private run has cost up to here.
             keep: Whether a run that is cut off may go on from here.
         """
         config = self._preparation.config
@@ -243,6 +283,9 @@ class Recorder:
             self._retained = [*self._retained, now.acknowledged][-CHECKPOINTS_KEPT:]
             for _, path in self._checkpoints()[:-CHECKPOINTS_KEPT]:
                 path.unlink()
+        if spending is not None:
+            statement = self._statement(system_noise=spending.total.note != SEEDED)
+            self.folder.write_json("privacy", {**statement, "spent": spending.to_json()})
         for sink in self._sinks:
             sink.round(record)
         self.folder.append_round(record)
@@ -336,6 +379,10 @@ def default_run_name(config: RunConfig) -> str:
     source = Path(config.data.source.partition(":")[0]).stem
     unique = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     return f"{method}-{source}-seed{config.seed}-{unique}"
+
+
+def _transcript(folder: RunFolder, preparation: Preparation) -> Transcript | None:
+    return None if preparation.canaries is None else Transcript(folder.transcript)
 
 
 def _now() -> str:

@@ -51,9 +51,12 @@ from core.parameters import NamedTensors, ParameterVector, trainable_names
 from core.records import EvaluationRecord
 from core.seeds import derive_seed
 from core.wire import Array, ArraySpec, Metric, Record, RecordSpec
+from privacy.mechanism import GaussianSums
 from privacy.statement import ImagesSent
 
 Split = Literal["validation", "test"]
+ClientHalf = Literal["gradient-steps", "matching", "own"]
+ServerHalf = Literal["sum", "own"]
 
 
 class Workload(Protocol):
@@ -144,6 +147,8 @@ class ClientTask:
         workload: The objective.
         device: Where to compute.
         count_step: Called once per inner step, for progress.
+        mechanism: What samples and noises in this update; None where nothing does. Passed on to the
+            loop that it concerns.
     """
 
     round: int
@@ -156,13 +161,15 @@ class ClientTask:
     workload: Workload
     device: torch.device
     count_step: Callable[[], None]
+    mechanism: GaussianSums | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ClientUpdate:
     """What a client sends, and what it keeps once the server has acknowledged the reply.
 
-    The client app adds ``train_s``, the seconds the update took, to the metrics.
+    The client app adds ``train_s``, the seconds the update took, to the metrics. Where the run
+    hides counts, it takes away all that are not among `Strategy.public_metrics`.
     """
 
     arrays: Mapping[str, Array]
@@ -266,6 +273,11 @@ class Strategy(ABC):
         has_global_model: False for a method whose server holds no trained model; its `finish` gives
             the evaluation.
         sends_weights: Whether clients receive the global model each round.
+        client_half: What a client's reply is made by: ``gradient-steps``, nothing but steps of
+            `strategies.local_sgd` from what it received; ``matching``, nothing but
+            `distill.matching`; or ``own``.
+        server_half: ``sum`` where the next state depends on replies through their sum alone.
+        public_metrics: Metrics of a reply that tell nothing of the client's images.
     """
 
     name: ClassVar[str]
@@ -275,6 +287,9 @@ class Strategy(ABC):
     asks_clients: ClassVar[bool] = True
     has_global_model: ClassVar[bool] = True
     sends_weights: ClassVar[bool] = True
+    client_half: ClassVar[ClientHalf] = "own"
+    server_half: ClassVar[ServerHalf] = "own"
+    public_metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -315,8 +330,9 @@ class Strategy(ABC):
 
     @abstractmethod
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
-        """Form of this client's reply in `round`, ``train_s`` included.
+        """Form of this client's reply in `round`, ``train_s`` and all other metrics included.
 
+        Which of the metrics are sent is for `sent_metrics` to say.
         Its size is predicted from it, and a reply that departs from it is refused. `round` may
         matter only by whether ``config.evaluates(round)``.
         """
@@ -332,6 +348,21 @@ class Strategy(ABC):
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """Further reasons to refuse a reply that fits `client`'s form, as sentences."""
         return []
+
+    def sent_metrics(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of a reply's metrics that are sent.
+
+        All of them, unless counts are hidden: then none that tells of the client's images, the
+        seconds it took included. Where the client noises, it tells its signal-to-noise ratio.
+        """
+        if not self.config.hides_counts:
+            return tuple(names)
+        public = tuple(name for name in names if name in self.public_metrics)
+        return (*public, "snr") if self.config.privacy.is_example_level else public
+
+    def weight_of(self, reply: Reply) -> int:
+        """What a reply weighs in an average: the client's examples (n_k), or 1."""
+        return 1 if self.config.weighs_equally else int(reply.record.metrics["num_examples"])
 
     @abstractmethod
     def begin(self, state: ServerState) -> Any:
@@ -359,9 +390,9 @@ class CollectingStrategy(Strategy):
 
 
 def wrong_count(reply: Reply, client: ClientShape) -> list[str]:
-    """Why the reply's ``num_examples`` is refused, if it is not what the client holds."""
-    count = reply.record.metrics["num_examples"]
-    if count == client.num_examples:
+    """Why the reply's ``num_examples`` is refused, if it tells other than the client holds."""
+    count = reply.record.metrics.get("num_examples")
+    if count is None or count == client.num_examples:
         return []
     return [f"num_examples is {count}, but the client holds {client.num_examples}"]
 

@@ -8,7 +8,8 @@ client      E epochs of minibatch SGD on its own images, from w_r
 up          every entry of the state dict by its own name, shape and dtype (y_k),
             metrics ``num_examples`` (n_k), ``train_loss``
 down        the same entries (w_r)
-server      w_{r+1} = sum_k (n_k / n) y_k, n the sum of n_k over the replies
+server      w_{r+1} = sum_k (n_k / n) y_k, n the sum of n_k over the replies; with
+            ``train.weighting=equal`` each n_k is 1
 ==========  =======================================================================
 
 One full-batch local step from equal weights is one step of SGD on the union of the data.
@@ -74,6 +75,10 @@ class WeightedSum:
         """sum_k (n_k / n) x_k of the metric `name`."""
         return self.metrics[name] / self.weight
 
+    def told(self, name: str) -> dict[str, float]:
+        """`mean_metric` under its name; empty where replies do not tell it."""
+        return {name: self.mean_metric(name)} if name in self.metrics else {}
+
     def weights_after(
         self, weights: NamedTensors, steps: NamedTensors | None = None
     ) -> dict[str, torch.Tensor]:
@@ -122,6 +127,7 @@ class FedAvgClient(Strategy):
     """FedAvg's client half, for methods whose server half is another; see the module's table."""
 
     images_sent = "none"
+    client_half = "gradient-steps"
 
     def correction(self, task: ClientTask) -> Correction | None:
         """What a variant adds to the gradient of each local step; FedAvg adds nothing.
@@ -136,7 +142,7 @@ class FedAvgClient(Strategy):
 
     def client_steps(self, client: ClientShape) -> int:
         """Minibatches of E epochs."""
-        return num_steps(client.num_examples, self.config.train)
+        return num_steps(client.num_examples, self.config)
 
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """E local epochs from the weights received."""
@@ -147,6 +153,7 @@ class FedAvgClient(Strategy):
             task.workload,
             self.config.train,
             seed=task.seed,
+            mechanism=task.mechanism,
             correction=self.correction(task),
             count_step=task.count_step,
         )
@@ -162,6 +169,7 @@ class FedAvg(FedAvgClient):
     """Federated averaging; see the module's table."""
 
     name = "fedavg"
+    server_half = "sum"
 
     def begin(self, state: ServerState) -> WeightedSum:
         """An empty sum."""
@@ -169,15 +177,15 @@ class FedAvg(FedAvgClient):
 
     def add(self, accumulator: WeightedSum, reply: Reply) -> WeightedSum:
         """Add n_k y_k."""
-        accumulator.add(reply.record, int(reply.record.metrics["num_examples"]))
+        accumulator.add(reply.record, self.weight_of(reply))
         return accumulator
 
     def finish(
         self, state: ServerState, accumulator: WeightedSum, task: ServerTask
     ) -> RoundOutcome:
-        """The mean weighted by examples; without a reply the model stays as it was."""
+        """The weighted mean; without a reply the model stays as it was."""
         if accumulator.weight == 0:
             return RoundOutcome(state, {})
         weights = accumulator.weights_after(state.weights)
-        metrics = {"train_loss": accumulator.mean_metric("train_loss")}
+        metrics = accumulator.told("train_loss")
         return RoundOutcome(ServerState(weights, state.slots), metrics)

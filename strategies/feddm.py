@@ -30,14 +30,16 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from core.parameters import NamedTensors, ParameterVector
+from core.parameters import ParameterVector
 from core.seeds import derive_seed, torch_generator
 from core.wire import Metric
 from distill.matching import ClassImages, MatchingConfig, match
+from distill.noised_matching import match_noised
 from distill.weights import WeightDraw, WeightSampling, draws_around
 from models.registry import embedding_of, refuse_batch_norm
+from privacy.mechanism import GaussianSums
 from strategies.base import ClientShape, ClientTask, tensors_of
-from strategies.mosaic import MosaicConfig, MosaicStrategy
+from strategies.mosaic import PIXEL_LIMIT, MadeImages, MosaicConfig, MosaicStrategy
 
 NORM_LAYERS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -48,6 +50,7 @@ class FedDM(MosaicStrategy):
     name = "feddm"
     images_sent = "synthetic"
     step_name = "matching"
+    client_half = "matching"
     sections: ClassVar[Mapping[str, type]] = {"mosaic": MosaicConfig, "feddm": MatchingConfig}
     image_metrics = ("matching_loss_first", "matching_loss_last")
 
@@ -73,22 +76,21 @@ class FedDM(MosaicStrategy):
         embedding_of(model)
         refuse_batch_norm(model, "FedDM matches means over images one class at a time")
 
-    def images(
-        self, task: ClientTask, wanted: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Metric], NamedTensors | None]:
+    def images(self, task: ClientTask, wanted: list[int]) -> MadeImages:
         """Algorithm 3, ClientUpdate."""
         labels = torch.tensor(wanted).to(task.device)
         labels = torch.arange(len(wanted), device=task.device).repeat_interleave(labels)
         if len(labels) == 0:
             empty = task.examples.inputs[:0]
-            nothing: dict[str, Metric] = dict.fromkeys(self.image_metrics, 0.0)
-            return empty, labels, nothing, None
+            return MadeImages(empty, labels, dict.fromkeys(self.image_metrics, 0.0))
+        task.parameters.load(tensors_of(task.received.arrays))
+        if task.mechanism is not None:
+            return self.noised_images(task, task.mechanism, labels)
         classes = [
             ClassImages(label, task.examples.inputs[task.examples.labels == label])
             for label, count in enumerate(wanted)
             if count
         ]
-        task.parameters.load(tensors_of(task.received.arrays))
         matched = match(
             task.parameters,
             embedding_of(task.parameters.model),
@@ -105,7 +107,34 @@ class FedDM(MosaicStrategy):
             "matching_loss_last": matched.last_loss,
         }
         kept = {"images": matched.images} if self.matching.warm_start else None
-        return matched.images, labels, metrics, kept
+        return MadeImages(matched.images, labels, metrics, kept)
+
+    def noised_images(
+        self, task: ClientTask, mechanism: GaussianSums, labels: torch.Tensor
+    ) -> MadeImages:
+        """The same from noised sums, which stand for the real images of every class."""
+        shape = (len(labels), *task.workload.input_shape)
+        if self.matching.warm_start and task.state is not None:
+            start = task.state["images"].to(task.device)
+        else:
+            generator = torch_generator(derive_seed(task.seed, "start"))
+            start = torch.randn(shape, generator=generator).to(task.device)
+        matched = match_noised(
+            task.parameters,
+            embedding_of(task.parameters.model),
+            task.examples,
+            start,
+            labels,
+            self.matching,
+            num_classes=task.workload.num_classes,
+            mechanism=mechanism,
+            draw=self.draws(task),
+            generator=torch_generator(derive_seed(task.seed, "batches")),
+            count_step=task.count_step,
+        )
+        images = matched.images.clamp(-PIXEL_LIMIT, PIXEL_LIMIT)
+        kept = {"images": images} if self.matching.warm_start else None
+        return MadeImages(images, labels, {}, kept, matched.class_counts)
 
     def start(
         self, task: ClientTask, classes: list[ClassImages], wanted: list[int]

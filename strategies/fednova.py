@@ -88,6 +88,9 @@ class FedNova(FedAvg):
 
     name = "fednova"
     sections: ClassVar[Mapping[str, type]] = {"fednova": FedNovaOptions}
+    client_half = "gradient-steps"
+    server_half = "sum"
+    public_metrics = ("a_norm",)
 
     @classmethod
     def problems(cls, config: RunConfig) -> Iterable[Problem]:
@@ -146,7 +149,7 @@ class FedNova(FedAvg):
         }
         weights = accumulator.weights_after(state.weights, steps)
         metrics = {
-            "train_loss": accumulator.mean_metric("train_loss"),
+            **accumulator.told("train_loss"),
             "effective_steps": effective_steps,
         }
         return RoundOutcome(ServerState(weights, state.slots), metrics)
@@ -155,5 +158,5 @@ class FedNova(FedAvg):
         """||a_k||_1 of a client with `num_examples`."""
         weight = self.config.section(FedNovaOptions).proximal_weight
         train = self.config.train
-        vector = accumulation_vector(num_steps(num_examples, train), train, weight)
+        vector = accumulation_vector(num_steps(num_examples, self.config), train, weight)
         return float(vector.abs().sum())

@@ -51,6 +51,8 @@ class AdaptiveOptions:
 class FedOpt(FedAvg):
     """FedAvg with an optimizer on the server; see the module's table."""
 
+    server_half = "sum"
+
     @abstractmethod
     def slot_values(self) -> Mapping[str, float]:
         """The optimizer's slots: what each is filled with before the first round."""
@@ -94,5 +96,5 @@ class FedOpt(FedAvg):
             steps[name], moved = self.step(accumulator.mean(name) - old.to(torch.float64), own)
             slots |= {f"{kind}/{name}": moved[kind].to(old.dtype) for kind in kinds}
         weights = accumulator.weights_after(state.weights, steps)
-        metrics = {"train_loss": accumulator.mean_metric("train_loss")}
+        metrics = accumulator.told("train_loss")
         return RoundOutcome(ServerState(weights, slots), metrics)

@@ -52,6 +52,7 @@ class FedProx(FedAvg):
     """FedAvg that holds clients near the global weights; see the module's table."""
 
     name = "fedprox"
+    client_half = "gradient-steps"
     sections: ClassVar[Mapping[str, type]] = {"fedprox": FedProxOptions}
 
     def correction(self, task: ClientTask) -> Correction:

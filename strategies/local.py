@@ -66,7 +66,7 @@ class Local(CollectingStrategy):
 
     def client_steps(self, client: ClientShape) -> int:
         """Minibatches of E epochs."""
-        return num_steps(client.num_examples, self.config.train)
+        return num_steps(client.num_examples, self.config)
 
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """E epochs from the client's own weights, which never leave it."""

@@ -1,27 +1,37 @@
 """The one loop of gradient training on real images that every averaging method shares.
 
-A method adds what its paper adds as a correction to the gradient, and never copies the loop.
+A method adds what its paper adds as a correction to the gradient, and never copies the loop. Where
+the run has a mechanism, the gradient of a step is the mechanism's and the correction, which is made
+of what the server knows, is added after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 
-from core.config import TrainConfig
+from core.config import RunConfig, TrainConfig
 from core.examples import Examples
 from core.parameters import ParameterVector, sgd_step_
 from core.seeds import torch_generator
+from privacy.mechanism import GaussianSums
 from strategies.base import Workload
 
 Correction = Callable[[torch.Tensor], torch.Tensor]
 """From the weights as a vector, shape (d,), to what is added to their gradient."""
 
 
-def num_steps(num_examples: int, config: TrainConfig) -> int:
-    """Steps of one round: minibatches, the last may be smaller, times local epochs."""
-    return -(-num_examples // config.batch_size) * config.local_epochs
+def num_steps(num_examples: int, config: RunConfig) -> int:
+    """Local steps of one round (tau_k), all that a method may take from the size of a client.
+
+    Minibatches, of which the last may be smaller, times local epochs; with noised gradients the
+    constant ``privacy.steps``.
+    """
+    if config.privacy.is_example_level:
+        return config.privacy.steps
+    return -(-num_examples // config.train.batch_size) * config.train.local_epochs
 
 
 def train_locally(
@@ -31,10 +41,11 @@ def train_locally(
     config: TrainConfig,
     *,
     seed: int,
+    mechanism: GaussianSums | None = None,
     correction: Correction | None = None,
     count_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """Minibatch SGD on the mean loss, shuffled anew each epoch, in place.
+    """Minibatch SGD on the mean loss, in place.
 
     Args:
         parameters: The model, holding the weights to start from.
@@ -42,32 +53,83 @@ def train_locally(
         workload: Gives the loss.
         config: The optimizer and the number of epochs. Momentum starts at zero.
         seed: Seed of the shuffles.
+        mechanism: Samples and noises in place of shuffles and epochs; its sums are divided by
+            `config.batch_size`.
         correction: Added to the gradient of every step.
         count_step: Called after every step.
 
     Returns:
-        The mean loss over all examples visited, before each of their steps.
+        The mean loss over all examples visited, before each of their steps; NaN with a mechanism,
+        which tells none.
     """
-    model = parameters.model.train()
-    shuffler = torch_generator(seed)
+    parameters.model.train()
     velocity = torch.zeros_like(parameters.values) if config.momentum else None
     total = torch.zeros((), dtype=torch.float64, device=parameters.values.device)
+
+    def losses(batch: torch.Tensor) -> torch.Tensor:
+        return workload.loss(parameters.model, examples.inputs[batch], examples.labels[batch])
+
+    if mechanism is None:
+        steps = _plain_gradients(parameters, examples, losses, config, seed)
+    else:
+        steps = _noised_gradients(parameters, examples, losses, config, mechanism)
+    for loss_sum in steps:
+        if correction is not None:
+            parameters.gradient.add_(correction(parameters.values))
+        sgd_step_(
+            parameters.values,
+            parameters.gradient,
+            velocity,
+            learning_rate=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        total += loss_sum
+        count_step()
+    if mechanism is not None:
+        return math.nan
+    return float(total) / (config.local_epochs * len(examples))
+
+
+_Losses = Callable[[torch.Tensor], torch.Tensor]
+"""From indices of examples, shape (B,), to their losses, shape (B,)."""
+
+
+def _plain_gradients(
+    parameters: ParameterVector,
+    examples: Examples,
+    losses: _Losses,
+    config: TrainConfig,
+    seed: int,
+) -> Iterator[torch.Tensor]:
+    """Leave the mean gradient of each batch in `parameters`, shuffled anew each epoch.
+
+    Yields:
+        The sum of the batch's losses.
+    """
+    shuffler = torch_generator(seed)
     for _ in range(config.local_epochs):
         order = torch.randperm(len(examples), generator=shuffler).to(examples.labels.device)
         for batch in order.split(config.batch_size):
             parameters.zero_gradient()
-            losses = workload.loss(model, examples.inputs[batch], examples.labels[batch])
-            losses.mean().backward()
-            if correction is not None:
-                parameters.gradient.add_(correction(parameters.values))
-            sgd_step_(
-                parameters.values,
-                parameters.gradient,
-                velocity,
-                learning_rate=config.learning_rate,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-            )
-            total += losses.detach().sum()
-            count_step()
-    return float(total) / (config.local_epochs * len(examples))
+            found = losses(batch)
+            found.mean().backward()
+            yield found.detach().sum()
+
+
+def _noised_gradients(
+    parameters: ParameterVector,
+    examples: Examples,
+    losses: _Losses,
+    config: TrainConfig,
+    mechanism: GaussianSums,
+) -> Iterator[torch.Tensor]:
+    """Leave the mechanism's gradient of each step in `parameters`; yields zeros."""
+    from privacy.dp_optimizer import ExampleGradients  # imports Opacus
+
+    gradients = ExampleGradients(mechanism, parameters, config.batch_size)
+    nothing = parameters.values.new_zeros(())
+    with gradients.attached():
+        for batch in mechanism.batches(len(examples)):
+            gradients.fill(batch.to(examples.labels.device), losses)
+            yield nothing

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -61,7 +61,8 @@ class MosaicConfig:
     weighting: str = choice(
         "uniform",
         "weight of each image in the server's loss: equal, or by the real images it "
-        "stands for, which tells the server the client's class counts",
+        "stands for, which tells the server the client's class counts (noised ones in a private "
+        "run)",
         ["uniform", "counts"],
     )
     max_client_share: float = number(
@@ -85,6 +86,25 @@ class MosaicConfig:
     lr_decay: str = choice(
         "none", "constant learning rate, or a tenth from half-way on", ["none", "half"]
     )
+
+
+@dataclass(frozen=True, slots=True)
+class MadeImages:
+    """One client's images before they are encoded.
+
+    Attributes:
+        images: float32, shape (M, C, H, W), grouped by class in label order.
+        labels: int64, shape (M,).
+        metrics: What the client reports.
+        kept: What it keeps.
+        class_counts: Noised images of each class, float32, shape (C,); None where there are none.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    kept: NamedTensors | None = None
+    class_counts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,43 +203,50 @@ class MosaicStrategy(CollectingStrategy):
         return False
 
     @abstractmethod
-    def images(
-        self, task: ClientTask, wanted: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Metric], NamedTensors | None]:
+    def images(self, task: ClientTask, wanted: list[int]) -> MadeImages:
         """The images to send.
 
         Args:
             task: The client's work.
             wanted: How many of each class.
-
-        Returns:
-            Images (M, C, H, W) grouped by class in label order, their labels (M,), metrics, and
-            what the client keeps.
         """
+
+    def wanted(self, class_counts: Sequence[int]) -> list[int]:
+        """How many images of each class a client sends that holds so many real ones.
+
+        Where counts are hidden, equally many of every class.
+        """
+        if self.config.hides_counts:
+            return [self.mosaic.images_per_class] * len(class_counts)
+        return images_per_class(class_counts, self.mosaic, fill=self.fills_short_classes())
 
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
         """Images, labels, and with ``weighting=counts`` the class counts."""
-        wanted = images_per_class(client.class_counts, self.mosaic, fill=self.fills_short_classes())
+        wanted = self.wanted(client.class_counts)
         arrays = {
             "images": ArraySpec((sum(wanted), *client.input_shape), self.mosaic.image_dtype),
             "labels": ArraySpec((sum(wanted),), "int64"),
         }
         if self.mosaic.weighting == "counts":
-            arrays["class_counts"] = ArraySpec((len(client.class_counts),), "int64")
+            dtype = "float32" if self.config.hides_counts else "int64"
+            arrays["class_counts"] = ArraySpec((len(client.class_counts),), dtype)
         return RecordSpec(arrays, (*self.image_metrics, "train_s"))
 
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """Choose how many images of each class, make them, encode them."""
         counts = class_counts(task.examples, task.workload.num_classes)
-        wanted = images_per_class(counts, self.mosaic, fill=self.fills_short_classes())
-        images, labels, metrics, state = self.images(task, wanted)
+        made = self.images(task, self.wanted(counts))
         arrays: dict[str, Array] = {
-            "images": encode(images, self.mosaic.image_dtype, task.workload),
-            "labels": labels.cpu().numpy(),
+            "images": encode(made.images, self.mosaic.image_dtype, task.workload),
+            "labels": made.labels.cpu().numpy(),
         }
         if self.mosaic.weighting == "counts":
-            arrays["class_counts"] = np.array(counts, dtype=np.int64)
-        return ClientUpdate(arrays, metrics, state)
+            if self.config.hides_counts:
+                assert made.class_counts is not None, "nothing but noised counts may be told"
+                arrays["class_counts"] = made.class_counts.cpu().numpy()
+            else:
+                arrays["class_counts"] = np.array(counts, dtype=np.int64)
+        return ClientUpdate(arrays, made.metrics, made.kept)
 
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """There must be images, of known classes."""
@@ -237,7 +264,12 @@ class MosaicStrategy(CollectingStrategy):
                 f"holds a pixel of {most:.4g}, expected at most {PIXEL_LIMIT:g} either way"
             )
         counts = reply.record.arrays.get("class_counts")
-        if counts is not None and counts.tolist() != list(client.class_counts):
+        if counts is not None and self.config.hides_counts:
+            if counts.min() < 0:
+                reasons.append(f"holds a class count of {counts.min():g}, expected at least 0")
+            elif not reasons and not counts[labels].any():
+                reasons.append("class_counts tell no image of any label")
+        elif counts is not None and counts.tolist() != list(client.class_counts):
             reasons.append("class_counts are not those of the images that the client holds")
         elif counts is not None and not reasons and not counts[labels].all():
             unknown = labels[counts[labels] == 0][0]
@@ -271,7 +303,7 @@ class MosaicStrategy(CollectingStrategy):
         labels = torch.from_numpy(arrays["labels"].astype(np.int64))
         weights = torch.ones(len(labels))
         if self.mosaic.weighting == "counts":
-            counts = torch.from_numpy(arrays["class_counts"].astype(np.int64))
+            counts = torch.from_numpy(np.array(arrays["class_counts"]))
             sent = torch.bincount(labels, minlength=len(counts))
             weights = (counts[labels] / sent[labels]).to(torch.float32)
         return ReceivedSet(decode(arrays["images"], workload), labels, weights, reply.partition_id)

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import torch
 
-from core.parameters import NamedTensors
 from core.seeds import torch_generator
-from core.wire import Metric
 from strategies.base import ClientTask
-from strategies.mosaic import MosaicStrategy
+from strategies.mosaic import MadeImages, MosaicStrategy
 
 
 class RealImages(MosaicStrategy):
@@ -30,9 +28,7 @@ class RealImages(MosaicStrategy):
     images_sent = "raw"
     sends_weights = False
 
-    def images(
-        self, task: ClientTask, wanted: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Metric], NamedTensors | None]:
+    def images(self, task: ClientTask, wanted: list[int]) -> MadeImages:
         """A fresh draw without replacement from each class."""
         generator = torch_generator(task.seed)
         picked = []
@@ -41,4 +37,4 @@ class RealImages(MosaicStrategy):
             order = torch.randperm(len(members), generator=generator)[:count]
             picked.append(members[order.to(members.device)])
         chosen = torch.cat(picked)
-        return task.examples.inputs[chosen], task.examples.labels[chosen], {}, None
+        return MadeImages(task.examples.inputs[chosen], task.examples.labels[chosen])

@@ -56,11 +56,11 @@ class RobustAverage(CollectingStrategy, FedAvgClient):
         for name in state.weights:
             mean = trimmed_mean([reply.record.arrays[name] for reply in kept], num_trimmed)
             means.arrays[name] = torch.from_numpy(mean)
-        losses = [np.float64(reply.record.metrics["train_loss"]) for reply in kept]
-        metrics = {
-            "train_loss": float(trimmed_mean(losses, num_trimmed)),
-            "num_averaged": len(kept) - 2 * num_trimmed,
-        }
+        metrics: dict[str, float] = {"num_averaged": len(kept) - 2 * num_trimmed}
+        told = [reply.record.metrics for reply in kept]
+        if all("train_loss" in own for own in told):
+            losses = [np.float64(own["train_loss"]) for own in told]
+            metrics["train_loss"] = float(trimmed_mean(losses, num_trimmed))
         weights = means.weights_after(state.weights)
         return RoundOutcome(ServerState(weights, state.slots), metrics)
 

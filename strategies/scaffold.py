@@ -80,6 +80,8 @@ class Scaffold(FedAvgClient):
     """FedAvg without client drift; see the module's table."""
 
     name = "scaffold"
+    client_half = "gradient-steps"
+    server_half = "sum"
     sections: ClassVar[Mapping[str, type]] = {"scaffold": ScaffoldOptions}
 
     @classmethod
@@ -146,7 +148,7 @@ class Scaffold(FedAvgClient):
             variate_delta = self._full_gradient(task) - old
         else:
             train = self.config.train
-            steps = num_steps(len(task.examples), train)
+            steps = num_steps(len(task.examples), self.config)
             variate_delta = -delta / (steps * train.learning_rate) - _server_variate(task)
         updates = {
             _DELTA: arrays_of(parameters.named(delta)),
@@ -166,7 +168,7 @@ class Scaffold(FedAvgClient):
         updates = {name: array for name, array in arrays.items() if name.startswith(prefixes)}
         rest = {name: array for name, array in arrays.items() if name not in updates}
         accumulator.updates.add(Record(updates), 1)
-        accumulator.rest.add(Record(rest, metrics), int(metrics["num_examples"]))
+        accumulator.rest.add(Record(rest, metrics), self.weight_of(reply))
         return accumulator
 
     def finish(self, state: ServerState, accumulator: CohortSums, task: ServerTask) -> RoundOutcome:
@@ -183,9 +185,7 @@ class Scaffold(FedAvgClient):
             moved = variate.to(torch.float64) + total / self.config.partition.clients
             slots[slot] = moved.to(variate.dtype)
         weights = rest.weights_after(state.weights, steps)
-        return RoundOutcome(
-            ServerState(weights, slots), {"train_loss": rest.mean_metric("train_loss")}
-        )
+        return RoundOutcome(ServerState(weights, slots), rest.told("train_loss"))
 
     def _full_gradient(self, task: ClientTask) -> torch.Tensor:
         """Gradient of the mean loss over all examples at the model's weights, shape (d,).

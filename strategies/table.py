@@ -26,6 +26,7 @@ from strategies.fedyogi import FedYogi
 from strategies.local import Local
 from strategies.median import Median
 from strategies.multi_krum import MultiKrum
+from strategies.private import private_problems
 from strategies.real_images import RealImages
 from strategies.scaffold import Scaffold
 from strategies.trimmed_mean import TrimmedMean
@@ -115,7 +116,8 @@ def parse_config(flat: Mapping[str, object]) -> RunConfig:
     readers = {name: tuple(kind.sections) for name, kind in known.items()}
     config = parse(flat, sections=sections, strategies=readers)
     kind = strategy_class(config.strategy)
-    if problems := [*_attack_problems(kind, config), *kind.problems(config)]:
+    problems = [*_attack_problems(kind, config), *private_problems(kind, config)]
+    if problems := [*problems, *kind.problems(config)]:
         raise ConfigError(problems)
     return config
 

@@ -1,0 +1,147 @@
+"""Opacus's DPOptimizer with our noise: per-example gradients in, one noised mean gradient out.
+
+A. Yousefpour et al., "Opacus: User-Friendly Differential Privacy Library in PyTorch", 2021,
+arXiv:2109.12298. Opacus clips and sums; the noise is that of `privacy.mechanism`. Imported where it
+is used, for it takes seconds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers.optimizer import DPOptimizer
+from opacus.validators import ModuleValidator
+from torch import nn
+
+from core.parameters import ParameterVector
+from privacy.mechanism import GaussianSums
+
+PHYSICAL_BATCH = 256
+"""Examples per backward pass; bounds memory and changes no sum but by rounding."""
+
+
+class _NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Steps nothing: `pre_step` leaves the noised mean of clipped gradients in each ``grad``."""
+
+    def __init__(
+        self, mechanism: GaussianSums, parameters: list[nn.Parameter], denominator: float
+    ) -> None:
+        super().__init__(
+            torch.optim.SGD(parameters, lr=1.0),
+            noise_multiplier=mechanism.noise_multiplier,
+            max_grad_norm=mechanism.clip,
+            expected_batch_size=denominator,
+        )
+        self._mechanism = mechanism
+
+    def add_noise(self) -> None:
+        """One vector of noise for all parameters, from the mechanism's source."""
+        sums = [parameter.summed_grad for parameter in self.params]
+        noised = self._mechanism.release(torch.cat([total.reshape(-1) for total in sums]))
+        parts = noised.split([total.numel() for total in sums])
+        for parameter, part in zip(self.params, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def scale_grad(self) -> None:
+        """Divide by the constant; physical batches of one step are one batch."""
+        for parameter in self.params:
+            parameter.grad /= self.expected_batch_size
+
+
+class ExampleGradients:
+    """DP-SGD's gradient for one model: every example's own, clipped, summed, noised.
+
+    M. Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv:1607.00133,
+    Algorithm 1; batches are Poisson samples and the denominator is a constant.
+    """
+
+    def __init__(
+        self, mechanism: GaussianSums, parameters: ParameterVector, denominator: float
+    ) -> None:
+        """Take the noised gradient of `parameters`, divided by `denominator`."""
+        self._parameters = parameters
+        self._trained = [p for p in parameters.model.parameters() if p.requires_grad]
+        self._optimizer = _NoisedOptimizer(mechanism, self._trained, denominator)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Inside the block the model's backward passes keep per-example gradients."""
+        hooks = GradSampleHooks(self._parameters.model, loss_reduction="sum", strict=True)
+        try:
+            with warnings.catch_warnings():
+                # Images need no gradient, which is what torch's hooks warn of.
+                warnings.filterwarnings("ignore", "Full backward hook is firing")
+                yield
+        finally:
+            hooks.cleanup()
+            for parameter in self._trained:
+                parameter.__dict__.pop("summed_grad", None)
+            self._parameters.zero_gradient()
+
+    def fill(self, batch: torch.Tensor, losses: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Put one step's noised gradient into ``parameters.gradient``.
+
+        Args:
+            batch: Indices, int64, shape (B,); B may be 0, and the step is noise alone.
+            losses: From indices, shape (b,), to the loss of each example, shape (b,).
+        """
+        optimizer = self._optimizer
+        optimizer.zero_grad()
+        *before, last = batch.split(PHYSICAL_BATCH)
+        for part in before:
+            losses(part).sum().backward()
+            optimizer.signal_skip_step(True)
+            optimizer.pre_step()
+            optimizer.zero_grad()
+        if len(last):
+            losses(last).sum().backward()
+        else:
+            for parameter in self._trained:
+                _set_grad_sample(parameter)
+        optimizer.signal_skip_step(False)
+        optimizer.pre_step()
+        self._parameters.collect_gradient()
+
+
+class SummedGradient:
+    """A DPOptimizer that is handed the sum of clipped gradients instead of each example's."""
+
+    def __init__(self, mechanism: GaussianSums, like: torch.Tensor, denominator: float) -> None:
+        """Noise sums of the form of `like`, divided by `denominator`."""
+        self._parameter = nn.Parameter(torch.zeros_like(like))
+        self._optimizer = _HandedSum(mechanism, [self._parameter], denominator)
+
+    def mean(self, total: torch.Tensor) -> torch.Tensor:
+        """The noised mean gradient."""
+        optimizer, parameter = self._optimizer, self._parameter
+        optimizer.zero_grad()
+        _set_grad_sample(parameter)
+        optimizer.total = total
+        optimizer.pre_step()
+        assert parameter.grad is not None, "pre_step leaves a gradient"
+        return parameter.grad.clone()
+
+
+class _HandedSum(_NoisedOptimizer):
+    """Takes `total`, a sum of gradients that are clipped already."""
+
+    total: torch.Tensor
+
+    def clip_and_accumulate(self) -> None:
+        """Nothing is left to clip."""
+        (parameter,) = self.params
+        parameter.summed_grad = self.total.detach().clone()
+
+
+def _set_grad_sample(parameter: nn.Parameter) -> None:
+    """Per-example gradients of no example, in Opacus's place for them."""
+    parameter.__dict__["grad_sample"] = parameter.new_zeros((0, *parameter.shape))
+
+
+def unfit_layers(model: nn.Module) -> list[str]:
+    """Why per-example gradients of `model` do not exist, as Opacus tells; empty where they do."""
+    return [str(error) for error in ModuleValidator.validate(model, strict=False)]

@@ -1,0 +1,232 @@
+"""What each client has spent: written before anything noised is made, and never taken back.
+
+One file per client and its data. A charge is on the disk before the first noised step of its round;
+whatever happens then, it stays. A round that is done again is charged again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+
+from core.config import RunConfig
+from core.errors import PrivacyError, RecordError
+from core.examples import Examples
+from core.records import RunFolder, write_whole
+from privacy.accounting import AccountantName, Segment, epsilon
+
+SCHEMA_VERSION = 1
+SEEDED = "refused: seeded noise"
+"""In place of an epsilon, where noise came from a generator that repeats."""
+
+Unit = Literal["example", "client"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What one round costs one client.
+
+    Attributes:
+        run: Name and identity of the run.
+        round: From 1.
+        unit: What is protected.
+        mechanism: As in ``privacy.mechanism``.
+        noise_multiplier: sigma.
+        sampling_rate: q.
+        steps: Noised sums released (T).
+        system_noise: Whether the noise came from the operating system's generator.
+        at: When, UTC.
+    """
+
+    run: str
+    round: int
+    unit: Unit
+    mechanism: str
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    system_noise: bool
+    at: str = ""
+
+    @property
+    def segment(self) -> Segment:
+        """What the accountant composes."""
+        return Segment(self.noise_multiplier, self.sampling_rate, self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be spent.
+
+    Attributes:
+        epsilon: The most; 0 where nothing is too much.
+        delta: At this delta.
+        accountant: Computed by it.
+    """
+
+    epsilon: float
+    delta: float
+    accountant: AccountantName
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What charges come to.
+
+    Attributes:
+        epsilon: None where it is refused.
+        accountant: What it was computed by.
+        note: Why it is refused, or computed by another accountant than asked for; else empty.
+    """
+
+    epsilon: float | None
+    accountant: AccountantName
+    note: str = ""
+
+
+def spent(charges: Sequence[Charge], delta: float, accountant: AccountantName) -> Spent:
+    """Compose charges of one client."""
+    if not all(charge.system_noise for charge in charges):
+        return Spent(None, accountant, SEEDED)
+    found = epsilon([charge.segment for charge in charges], delta, accountant)
+    return Spent(found.value, found.accountant, found.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The ledger of one client's data.
+
+    Attributes:
+        folder: Folder of ledgers.
+        partition_id: Which share of the data it is.
+        owner: Digest of the data, `owner_of`.
+    """
+
+    folder: Path
+    partition_id: int
+    owner: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / f"partition-{self.partition_id:05d}-{self.owner[:8]}.json"
+
+    def charges(self) -> tuple[Charge, ...]:
+        """All there are, in the order in which they were made.
+
+        Raises:
+            RecordError: The file is damaged or another's.
+        """
+        if not self.path.exists():
+            return ()
+        partition_id, owner, charges = _read(self.path)
+        if (partition_id, owner) != (self.partition_id, self.owner):
+            raise RecordError(
+                f"{self.path} is the ledger of partition {partition_id} and other data; it cannot "
+                "be gone on with; give another privacy.ledger"
+            )
+        return charges
+
+    def charge(self, charge: Charge, budget: Budget) -> None:
+        """Write a charge down, unless it would exceed the budget.
+
+        Raises:
+            PrivacyError: It would, or the ledger holds charges for another unit; nothing was
+                written.
+            RecordError: As `charges`.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_suffix(".lock")):
+            before = self.charges()
+            if others := {c.unit for c in before} - {charge.unit}:
+                raise PrivacyError(
+                    f"{self.path} holds charges for one {others.pop()} and this run protects one "
+                    f"{charge.unit}; they do not add up; give another privacy.ledger"
+                )
+            after = (*before, charge)
+            if budget.epsilon:
+                segments = [c.segment for c in after]
+                found = epsilon(segments, budget.delta, budget.accountant).value
+                if found > budget.epsilon:
+                    raise PrivacyError(
+                        f"client {self.partition_id} has no budget left: round {charge.round} "
+                        f"would bring it to epsilon {found:.4g} of privacy.epsilon="
+                        f"{budget.epsilon:g} (delta {budget.delta:g}, "
+                        f"{budget.accountant.upper()}); it was not started"
+                    )
+            stamped = dataclasses.replace(charge, at=datetime.now(UTC).isoformat())
+            self._write((*before, stamped))
+
+    def _write(self, charges: Iterable[Charge]) -> None:
+        content = {
+            "schema": SCHEMA_VERSION,
+            "partition_id": self.partition_id,
+            "owner": self.owner,
+            "charges": [dataclasses.asdict(charge) for charge in charges],
+        }
+        content["sha256"] = _digest(content)
+        write_whole(self.path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_ledgers(folder: Path, run: str) -> dict[int, list[tuple[Charge, ...]]]:
+    """By partition id, all charges of every ledger that `run` has charged.
+
+    Raises:
+        RecordError: A ledger is damaged.
+    """
+    found: dict[int, list[tuple[Charge, ...]]] = {}
+    for path in sorted(folder.glob("partition-*.json")):
+        partition_id, _, charges = _read(path)
+        if any(charge.run == run for charge in charges):
+            found.setdefault(partition_id, []).append(charges)
+    return found
+
+
+def ledger_folder(config: RunConfig, folder: RunFolder) -> Path:
+    """Where a run's ledgers lie."""
+    if config.privacy.ledger:
+        return Path(config.privacy.ledger).expanduser().resolve()
+    return folder.ledgers
+
+
+def ledger_run(config: RunConfig, folder: RunFolder) -> str:
+    """What ledgers call a run."""
+    return f"{folder.path.name}/{config.identity()}"
+
+
+def owner_of(examples: Examples) -> str:
+    """Digest of a client's data: its images as network input, and their labels."""
+    digest = hashlib.sha256(f"{tuple(examples.inputs.shape)}".encode())
+    for tensor in (examples.inputs, examples.labels):
+        digest.update(torch.as_tensor(tensor).cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[int, str, tuple[Charge, ...]]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        told = content.pop("sha256")
+        if content["schema"] != SCHEMA_VERSION:
+            raise ValueError(f"schema {content['schema']} is not read here")
+        if told != _digest(content):
+            raise ValueError("its content does not give its sha256")
+        charges = tuple(Charge(**charge) for charge in content["charges"])
+        return int(content["partition_id"]), str(content["owner"]), charges
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"ledger {path} is damaged: {error}; what its client has spent is not known, so that "
+            "nothing more may be"
+        ) from error
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,212 @@
+"""What must hold for a run to be private: a method is fit, and nothing leaks beside its mechanism.
+
+Everything that would break an assumption of the guarantee is refused here, before anything starts,
+with the way out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from torch import nn
+
+from core.config import PrivacyConfig, RunConfig
+from core.errors import ConfigError, Problem
+from core.parameters import trainable_names
+from distill.matching import MatchingConfig
+from models.registry import refuse_batch_norm
+from strategies.base import Strategy
+from strategies.mosaic import MosaicConfig
+from strategies.scaffold import ScaffoldOptions
+
+_FIT = {
+    "dp-sgd": "methods whose clients do nothing but steps of gradient training",
+    "gradient": "feddm",
+    "feature": "feddm",
+    "client": "methods whose server does nothing with clients' updates but add them up",
+}
+_FITS_HALF = {"dp-sgd": "gradient-steps", "gradient": "matching", "feature": "matching"}
+
+
+def fits(kind: type[Strategy], mechanism: str) -> bool:
+    """Whether what a method sends can be made private by `mechanism`."""
+    client_half = _vouched(kind, "client_half", ("client_update", "correction"))
+    if mechanism == "client":
+        server_half = _vouched(kind, "server_half", ("begin", "add", "finish"))
+        adds_updates = server_half == "sum" and client_half == "gradient-steps"
+        return adds_updates and not kind.public_metrics
+    return client_half == _FITS_HALF[mechanism]
+
+
+def _vouched(kind: type[Strategy], half: str, methods: Iterable[str]) -> str:
+    """What a class says of one of its halves, if it says so of the code that it runs.
+
+    A subclass that writes its own half and does not say what it is made by is not believed what its
+    base said of another.
+    """
+    order = kind.__mro__
+    said = next(place for place, base in enumerate(order) if half in base.__dict__)
+    for method in methods:
+        written = next((p for p, base in enumerate(order) if method in base.__dict__), len(order))
+        if written < said:
+            return "own"
+    return str(getattr(kind, half))
+
+
+def noised_steps(config: RunConfig) -> int:
+    """Noised sums that one client's data goes into in one round (T)."""
+    mechanism = config.privacy.mechanism
+    if mechanism == "client":
+        return 1
+    if mechanism == "gradient":
+        return config.section(MatchingConfig).iterations
+    return config.privacy.steps
+
+
+def private_problems(kind: type[Strategy], config: RunConfig) -> Iterable[Problem]:
+    """What keeps a private run from keeping its promise."""
+    privacy = config.privacy
+    if not privacy.is_private:
+        return
+    if not fits(kind, privacy.mechanism):
+        others = [other for other in _FIT if fits(kind, other)]
+        way_out = (
+            f"set privacy.mechanism={' or '.join(others)}"
+            if others
+            else "no mechanism makes it private; take another strategy, or privacy.mechanism=none"
+        )
+        rule = f"is for {_FIT[privacy.mechanism]}, which {config.strategy} is not; {way_out}"
+        if privacy.mechanism == "client" and kind.public_metrics:
+            told = ", ".join(kind.public_metrics)
+            rule = (
+                f"noises updates and no metrics, and {config.strategy} needs {told} of each "
+                "client, which in local epochs tells how much it holds; take strategy=fedavg, "
+                f"or {way_out}"
+            )
+        yield Problem("privacy.mechanism", privacy.mechanism, rule)
+        return
+    if not privacy.epsilon and not privacy.noise_multiplier:
+        rule = (
+            "a private run needs a budget or its noise: set privacy.epsilon=4, or "
+            "privacy.noise-multiplier=1, or both"
+        )
+        yield Problem("privacy.epsilon", "0", rule)
+    if config.train.weighting == "examples":
+        rule = (
+            "weighting by examples tells how many a client holds; leave it out (auto weighs "
+            "equally in private runs)"
+        )
+        yield Problem("train.weighting", "examples", rule)
+    if privacy.mechanism == "client" and config.cohort.over_sampling:
+        rule = (
+            "lets a spare client in where another fails, so that one client changes what two "
+            "send; leave it out: a round without one of its replies is noised alike"
+        )
+        yield Problem("cohort.over-sampling", f"{config.cohort.over_sampling:g}", rule)
+    yield from _unread(config)
+    if kind.client_half == "matching":
+        yield from _of_matching(config)
+    if any(isinstance(section, ScaffoldOptions) for section in config.options.values()):
+        option = config.section(ScaffoldOptions).option
+        if option == "I" and privacy.is_example_level:
+            rule = (
+                "sends the gradient of the client's images without noise; set scaffold.option=II, "
+                "whose variates are made of the noised steps"
+            )
+            yield Problem("scaffold.option", option, rule)
+
+
+def _unread(config: RunConfig) -> Iterable[Problem]:
+    """Keys that a private run does not read."""
+    mechanism = config.privacy.mechanism
+    if mechanism == "dp-sgd" and config.train.local_epochs != 1:
+        rule = (
+            "a private run takes Poisson samples and no epochs; set privacy.steps, and "
+            "train.batch-size, the constant that each sum of gradients is divided by"
+        )
+        yield Problem("train.local-epochs", str(config.train.local_epochs), rule)
+    if mechanism == "feature":
+        steps, iterations = config.privacy.steps, config.section(MatchingConfig).iterations
+        if steps > iterations:
+            rule = (
+                f"embeddings are released at {steps} networks and matched in only {iterations} "
+                "steps; lower it, or raise feddm.iterations"
+            )
+            yield Problem("privacy.steps", str(steps), rule)
+        default = MatchingConfig().real_batch
+        if (batch := config.section(MatchingConfig).real_batch) != default:
+            rule = "mechanism feature samples by privacy.sampling-rate and reads none; leave it out"
+            yield Problem("feddm.real-batch", str(batch), rule)
+
+
+def _of_matching(config: RunConfig) -> Iterable[Problem]:
+    """What in FedDM would tell real images, or counts."""
+    matching, mosaic = config.section(MatchingConfig), config.section(MosaicConfig)
+    if matching.initialisation == "real":
+        rule = "starting from real images sends traces of them; set feddm.initialisation=noise"
+        yield Problem("feddm.initialisation", "real", rule)
+    if mosaic.weighting == "counts" and config.privacy.mechanism != "feature":
+        rule = (
+            "class counts are private and mechanism gradient noises none; set "
+            "mosaic.weighting=uniform, or privacy.mechanism=feature, which tells noised ones"
+        )
+        yield Problem("mosaic.weighting", "counts", rule)
+    if mosaic.min_examples != 1:
+        rule = (
+            "leaving out classes of which a client holds few tells which; a private run sends "
+            "every class; leave it out"
+        )
+        yield Problem("mosaic.min-examples", str(mosaic.min_examples), rule)
+    if matching.short_classes != "cap":
+        rule = "a private run sends as many images of every class; leave it out"
+        yield Problem("feddm.short-classes", matching.short_classes, rule)
+
+
+def refuse_unfit_model(config: RunConfig, model: nn.Module) -> None:
+    """Refuse a model that mixes examples, or has parts that are sent and not noised.
+
+    Raises:
+        ConfigError: Names the layer and the way out.
+    """
+    privacy = config.privacy
+    if not privacy.is_private:
+        return
+    refuse_batch_norm(
+        model,
+        f"privacy.mechanism={privacy.mechanism} needs every example to go through the model alone",
+    )
+    kept = [name for name in model.state_dict() if name not in set(trainable_names(model))]
+    if kept and privacy.mechanism in ("dp-sgd", "client"):
+        rule = (
+            f"{type(model).__name__} has entries that are sent and not trained by gradients "
+            f"({', '.join(kept[:3])}), which nothing would noise; use layers without buffers, such "
+            "as torch.nn.GroupNorm"
+        )
+        raise ConfigError([Problem("model.name", "", rule)])
+    if privacy.mechanism == "dp-sgd":
+        from privacy.dp_optimizer import unfit_layers  # imports Opacus
+
+        if reasons := unfit_layers(model):
+            rule = f"per-example gradients of {type(model).__name__} do not exist: {reasons[0]}"
+            raise ConfigError([Problem("model.name", "", rule)])
+
+
+def refuse_large_delta(privacy: PrivacyConfig, num_examples: Iterable[int]) -> None:
+    """Refuse a delta with which a mechanism may give a whole record away.
+
+    Args:
+        privacy: Names delta.
+        num_examples: Units that each ledger protects: examples of each client, or the clients.
+
+    Raises:
+        ConfigError: delta is not below one over the most of them.
+    """
+    most = max(num_examples, default=0)
+    if most and privacy.delta >= 1 / most:
+        tenth = 10.0 ** -math.ceil(math.log10(10 * most))
+        rule = (
+            f"must be below 1/{most}: with that probability one of {most} could be given away as "
+            f"it is; {tenth:g} would do"
+        )
+        raise ConfigError([Problem("privacy.delta", f"{privacy.delta:g}", rule)])

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from core.parameters import ParameterVector
+from models.convnet import ConvNet
+from privacy import dp_optimizer
+from privacy.dp_optimizer import ExampleGradients, unfit_layers
+from privacy.mechanism import GaussianSums
+from privacy.noise import NoiseSource, SystemNoise
+from tests.unit.privacy.noises import NoNoise
+
+
+def mechanism(clip: float, sigma: float, source: NoiseSource) -> GaussianSums:
+    return GaussianSums(
+        "dp-sgd", clip=clip, noise_multiplier=sigma, sampling_rate=0.5, steps=1, source=source
+    )
+
+
+class Case:
+    """A small model, data, and its DP-SGD gradient."""
+
+    def __init__(self, num_examples: int = 12, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.parameters = ParameterVector(ConvNet((1, 8, 8), 3, width=4, depth=2).double())
+        self.inputs = torch.randn(num_examples, 1, 8, 8, dtype=torch.float64)
+        self.labels = torch.randint(3, (num_examples,))
+
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        logits = self.parameters.model(self.inputs[batch])
+        return functional.cross_entropy(logits, self.labels[batch], reduction="none")
+
+    def literal(self, batch: torch.Tensor, clip: float) -> torch.Tensor:
+        """One backward pass per example, clipped, summed."""
+        total = torch.zeros_like(self.parameters.values)
+        trained = list(self.parameters.model.parameters())
+        for index in batch:
+            loss = self.losses(index[None]).sum()
+            own = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trained)])
+            total += own * min(1.0, clip / float(own.norm()))
+        return total
+
+    def filled(
+        self, batch: torch.Tensor, source: GaussianSums, denominator: float = 1.0
+    ) -> torch.Tensor:
+        gradients = ExampleGradients(source, self.parameters, denominator)
+        with gradients.attached():
+            gradients.fill(batch, self.losses)
+            return self.parameters.gradient.clone()
+
+
+@pytest.mark.parametrize("clip", [0.05, 1.0, math.inf])
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_equals_one_backward_pass_per_example(clip: float, size: int) -> None:
+    case = Case()
+    batch = torch.arange(size)
+    expected = case.literal(batch, clip) / 7.0
+    found = case.filled(batch, mechanism(clip, 0.0, NoNoise()), 7.0)
+    # Opacus divides by the norm plus 1e-6, so that it clips a little below C.
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_physical_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, batch = Case(), torch.arange(12)
+    whole = case.filled(batch, mechanism(0.3, 0.0, NoNoise()))
+    monkeypatch.setattr(dp_optimizer, "PHYSICAL_BATCH", 5)
+    assert torch.allclose(case.filled(batch, mechanism(0.3, 0.0, NoNoise())), whole)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    size=st.integers(0, 12),
+    seed=st.integers(0, 5),
+    clip=st.floats(0.01, 3.0),
+)
+def test_one_example_moves_the_sum_by_at_most_the_clip(size: int, seed: int, clip: float) -> None:
+    """Adding one by C, swapping one by 2 C. Clipping the batch's gradient instead fails this."""
+    case = Case(13, seed)
+    source = mechanism(clip, 0.0, NoNoise())
+    rest = torch.arange(size)
+    without = case.filled(rest, source)
+    added = case.filled(torch.cat([rest, torch.tensor([12])]), source)
+    assert float((added - without).norm()) <= clip * (1 + 1e-9)
+    if size:
+        swapped = case.filled(torch.cat([rest[1:], torch.tensor([12])]), source)
+        assert float((swapped - without).norm()) <= 2 * clip * (1 + 1e-9)
+
+
+def test_the_test_above_catches_clipping_of_the_batch() -> None:
+    """The known-bad pattern: clip the mean gradient of the batch to C, and scale it up."""
+    clip, moved = 0.05, 0.0
+    for seed in range(5):
+        case = Case(13, seed)
+
+        def batch_clipped(batch: torch.Tensor, case: Case = case) -> torch.Tensor:
+            mean = case.literal(batch, math.inf) / len(batch)
+            return mean * min(1.0, clip / float(mean.norm())) * len(batch)
+
+        rest = torch.arange(12)
+        swapped = torch.cat([rest[1:], torch.tensor([12])])
+        moved = max(moved, float((batch_clipped(rest) - batch_clipped(swapped)).norm()))
+    assert moved > 2 * clip
+
+
+def test_an_empty_batch_still_takes_its_noisy_step() -> None:
+    case = Case()
+    source = mechanism(2.0, 1.5, SystemNoise())
+    steps = [case.filled(torch.arange(0), source, 4.0) for _ in range(40)]
+    drawn = torch.stack(steps)
+    assert drawn.std().item() == pytest.approx(1.5 * 2.0 / 4.0, rel=0.05)
+    assert not torch.equal(steps[0], steps[1])
+
+
+def test_noise_is_of_the_stated_deviation_around_the_clipped_sum() -> None:
+    case, batch = Case(), torch.arange(6)
+    expected = case.literal(batch, 0.5)
+    source = mechanism(0.5, 2.0, SystemNoise())
+    drawn = torch.stack([case.filled(batch, source) - expected for _ in range(60)])
+    assert drawn.std().item() == pytest.approx(1.0, rel=0.05)
+    assert drawn.mean().abs().item() < 6 / drawn.numel() ** 0.5
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    case = Case()
+    before = case.parameters.values.clone()
+    case.filled(torch.arange(4), mechanism(1.0, 1.0, SystemNoise()))
+    assert torch.equal(case.parameters.values, before)
+    assert not case.parameters.gradient.any()
+    case.losses(torch.arange(4)).sum().backward()
+    views = torch.cat(
+        [p.grad.reshape(-1) for p in case.parameters.model.parameters() if p.grad is not None]
+    )
+    assert torch.equal(views, case.parameters.gradient) and views.any()
+    for parameter in case.parameters.model.parameters():
+        assert not hasattr(parameter, "grad_sample") and not hasattr(parameter, "summed_grad")
+
+
+def test_layers_that_mix_examples_are_told() -> None:
+    assert unfit_layers(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
+    assert unfit_layers(ConvNet((1, 8, 8), 3, width=4, depth=2)) == []
