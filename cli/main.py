@@ -1,4 +1,4 @@
-"""``tessera``: run, compare, report, doctor.
+"""``tessera``: run, compare, report, doctor, privacy.
 
 A command says what it found as an `Outcome`; how it is printed, and which exit code an error ends
 with, is settled here once for all of them. Commands import what they need themselves, so that
@@ -15,7 +15,6 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +23,8 @@ import typer
 from typer.core import TyperGroup
 
 from cli.keys import KeyCommand
+from cli.outcome import EPILOG, INTERRUPTED, Json, Outcome
+from cli.privacy import app as privacy
 from core.errors import (
     ConfigError,
     DataError,
@@ -38,28 +39,12 @@ if TYPE_CHECKING:
     from core.config import RunConfig
     from report.loading import LoadedRun
 
-EXIT_CODES: Mapping[int, str] = {
-    0: "ok",
-    TesseraError.exit_code: "unexpected failure, or doctor found something required missing",
-    ConfigError.exit_code: "bad configuration or usage",
-    DataError.exit_code: "data missing or unfit",
-    RunError.exit_code: "a run failed",
-    RecordError.exit_code: "run folder missing, damaged or in the way",
-    130: "interrupted",
-}
-"""What each exit code means."""
-
-INTERRUPTED = 130
-
 _KINDS: Mapping[type[TesseraError], str] = {
     ConfigError: "config",
     DataError: "data",
     RunError: "run",
     RecordError: "records",
 }
-_EPILOG = "\b\nExit codes:\n" + "\n".join(
-    f"  {code:>3}  {what}" for code, what in EXIT_CODES.items()
-)
 
 SUITE_FORM = """\
 seeds = [0, 1, 2]
@@ -81,23 +66,8 @@ train.learning-rate = [0.01, 0.1]
 _SUITE_EPILOG = (
     "\b\nSUITE.toml, of which only [[methods]] is needed:\n"
     + textwrap.indent(SUITE_FORM, "  ")
-    + f"\n{_EPILOG}"
+    + f"\n{EPILOG}"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a command came to.
-
-    Attributes:
-        text: For readers.
-        value: The same for programs, printed instead under ``--json``.
-        exit_code: One of `EXIT_CODES`.
-    """
-
-    text: str
-    value: Mapping[str, Any]
-    exit_code: int = 0
 
 
 class _Commands(TyperGroup):
@@ -166,7 +136,7 @@ def _failed(
 app = typer.Typer(
     cls=_Commands,
     help="Federated learning in which clients can send synthetic images instead of weights.",
-    epilog=_EPILOG,
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     suggest_commands=False,  # click does
@@ -176,9 +146,6 @@ app = typer.Typer(
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check and predict everything; start and write nothing.")
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object, also for an error; nothing else.")
 ]
 
 
@@ -202,7 +169,7 @@ def tessera(
     """Options of no command."""
 
 
-@app.command(cls=KeyCommand, epilog=_EPILOG)
+@app.command(cls=KeyCommand, epilog=EPILOG)
 def run(
     settings: Annotated[
         list[str] | None,
@@ -346,7 +313,7 @@ def compare(
     )
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=EPILOG)
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", hidden=True)],
     out: Annotated[
@@ -373,7 +340,7 @@ def report(
     )
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=EPILOG)
 def doctor(
     data_root: Annotated[
         Path,
@@ -406,6 +373,9 @@ def doctor(
         {"ok": not failed, "checks": [dataclasses.asdict(check) for check in found]},
         TesseraError.exit_code if failed else 0,
     )
+
+
+app.add_typer(privacy, name="privacy")
 
 
 def _parse(words: list[str]) -> RunConfig:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from core.config import RunConfig
 from experiments import tuning
-from experiments.execution import NOTHING_TO_RUN, Action, placeless, runs_to_check
+from experiments.execution import NOTHING_TO_RUN, Action, Placeless, placeless, runs_to_check
 from experiments.plan import Plan
 from experiments.suite import Suite, SuiteRun, plan_suite
 from experiments.tuning import Tuned, read_tuned
@@ -66,7 +65,9 @@ class ForeseenSuite:
         awaited = sum(
             one.tuning.num_finals - len(one.tuning.seeds) for one in self.tuned if not one.settled
         )
-        known = [r for r in self.runs if r.foreseen not in (*NOTHING_TO_RUN, "tuned", "same", "untold")]
+        known = [
+            r for r in self.runs if r.foreseen not in (*NOTHING_TO_RUN, "tuned", "same", "untold")
+        ]
         return len(known) + awaited
 
 
@@ -86,7 +87,7 @@ def foresee(suite: Suite) -> ForeseenSuite:
     made = {(run.method, run.config.identity()) for w in winners for run in w.trials}
     untold = {run.name for candidate in awaited for run in candidate.finals}
     runs = [ForeseenRun(run, run.state(), plans[run.name]) for run in trials]
-    twins: set[tuple[str, RunConfig]] = set()
+    twins: set[Placeless] = set()
     for run in suite.final_runs([*winners, *awaited]):
         is_twin = placeless(run) in twins
         twins.add(placeless(run))

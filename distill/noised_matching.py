@@ -57,6 +57,9 @@ class NoisedSums(Protocol):
     def clip_factors(self, norms: torch.Tensor) -> torch.Tensor:
         """From norms, shape (B,), to factors in [0, 1] of that shape."""
 
+    def finite_rows(self, parts: torch.Tensor) -> torch.Tensor:
+        """`parts`, shape (B, ...), with zeros in place of those whose norm is not finite."""
+
     def release(self, total: torch.Tensor) -> torch.Tensor:
         """A sum of clipped parts, with noise."""
 
@@ -229,7 +232,7 @@ def noised_gradient(
             logit_weight=config.logit_weight,
             augment=augment,
         )
-        for part in gradients:
+        for part in map(mechanism.finite_rows, gradients):
             factors = mechanism.clip_factors(part.flatten(1).norm(dim=1))
             total[members] += torch.tensordot(factors, part, dims=1)
     return mechanism.release_mean(total, config.real_batch)
@@ -250,7 +253,7 @@ def clipped_class_sums(
         Shape (K, D + 1).
     """
     constant = embeddings.new_full((len(embeddings), 1), mechanism.count_scale)
-    joint = torch.cat([embeddings, constant], dim=1)
+    joint = mechanism.finite_rows(torch.cat([embeddings, constant], dim=1))
     joint = joint * mechanism.clip_factors(joint.norm(dim=1)).unsqueeze(1)
     classes = torch.arange(num_classes, device=labels.device)
     return (labels[None, :] == classes[:, None]).to(joint.dtype) @ joint

@@ -219,7 +219,7 @@ class _Attacker:
         task = self._task(exchange, partition_id)
         start = self._start(task, images)
         networks = self._networks(task)
-        found = torch.zeros(len(canaries), device=images.device)
+        found = torch.zeros(len(canaries), device=images.device, dtype=torch.float64)
         for label in canaries.labels.unique().tolist():
             members = torch.nonzero(labels == label).flatten()
             mine = torch.nonzero(canaries.labels == label).flatten()

@@ -19,7 +19,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from core.config import NOT_SETTINGS, RunConfig, SinksConfig
+from core.config import NOT_SETTINGS, Scalar, SinksConfig
 from core.errors import BusyError, ConfigError, DivergedError, Problem, RecordError, RunError
 from core.records import ClientRecord, RoundRecord, RunFolder, write_whole
 from experiments import run as running
@@ -160,9 +160,12 @@ def _what_is_checked(run: SuiteRun) -> tuple[str, str, SinksConfig]:
     return (run.method, run.config.identity(), run.config.sinks)
 
 
-def placeless(run: SuiteRun) -> tuple[str, RunConfig]:
+Placeless = tuple[str, tuple[tuple[str, Scalar], ...]]
+
+
+def placeless(run: SuiteRun) -> Placeless:
     """What a run is but for its place: twins under two settings share it."""
-    return run.method, replace(run.config, name="", runs="")
+    return run.method, tuple(replace(run.config, name="", runs="").flat().items())
 
 
 @contextmanager
@@ -244,7 +247,7 @@ class _Execution:
             one.tuning.num_finals - len(one.tuning.seeds) for one in tuned if not one.settled
         )
         self._number += sum(one.tuning.num_finals for one in tuned if one.winner is None)
-        twins: dict[tuple[str, RunConfig], SuiteRun] = {}
+        twins: dict[Placeless, SuiteRun] = {}
         for run in self._suite.final_runs(winners):
             self._number += 1
             twin = twins.setdefault(placeless(run), run)

@@ -29,11 +29,13 @@
     train.learning-rate = [0.01, 0.1]
     train.local-epochs = [1, 5]
 
-A method's or setting's key takes the place of the base's. A method that is not private takes none of
-the ``privacy`` keys that base and settings give, so that it can stand as a reference beside private
-ones. All private methods of a suite protect the same unit at the same delta. Candidates run first, in
-``<runs>/<suite>/tuning/<method>-<setting>-<keys>-seed<k>``. `experiments.tuning` chooses one, whose
-keys join the method's; its runs lie in ``<runs>/<suite>/<method>-<setting>-seed<k>``.
+A method's or setting's key takes the place of the base's. A method that is not private takes none
+of the ``privacy`` keys that base and settings give, so that it can stand beside private ones as a
+reference. All private methods of a suite protect the same unit at the same delta.
+
+Candidates run first, in ``<runs>/<suite>/tuning/<method>-<setting>-<keys>-seed<k>``.
+`experiments.tuning` chooses one, whose keys join the method's; its runs lie in
+``<runs>/<suite>/<method>-<setting>-seed<k>``.
 """
 
 from __future__ import annotations
@@ -488,10 +490,12 @@ def _unlike_privacy(configs: _Configs) -> Iterator[Problem]:
         ("privacy.delta", "have unlike deltas", deltas),
     ):
         if len(found) > 1:
-            told = "; ".join(f"{value}: {joined(_distinct(names))}" for value, names in found.items())
+            told = "; ".join(
+                f"{value}: {joined(_distinct(names))}" for value, names in found.items()
+            )
             rule = (
-                f"the suite's methods {what} ({told}), and their epsilons do not compare; split the "
-                "suite into one for each"
+                f"the suite's methods {what} ({told}), and their epsilons do not compare; split "
+                "the suite into one for each"
             )
             yield Problem(key, "", rule)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -84,7 +84,7 @@ class Segment:
         if not 0 < self.sampling_rate <= 1:
             rule = "must be above 0 and at most 1; 1 has every example take part in every step"
             problems.append(Problem("sampling-rate", f"{self.sampling_rate:g}", rule))
-        if self.steps < 0 or self.steps != int(self.steps):
+        if self.steps < 0:
             rule = "must be a whole number at least 0, of noised sums that are released"
             problems.append(Problem("steps", f"{self.steps}", rule))
         if problems:
@@ -177,7 +177,7 @@ def epsilons(
     *,
     prv_time_limit_s: float = PRV_TIME_LIMIT_S,
 ) -> list[Epsilon]:
-    """`epsilon` of each history, all by the same accountant: RDP where PRV cannot do one of them."""
+    """`epsilon` of each history, all by one accountant: RDP where PRV cannot do any of them."""
     name = accountant_name(accountant)
     _checked_delta(delta)
     wanted = list(histories)
@@ -212,7 +212,7 @@ def spend(
     prv_time_limit_s: float = PRV_TIME_LIMIT_S,
 ) -> Cost:
     """What one round of `steps` costs, and what `rounds` of them do, by the same accountant."""
-    if rounds < 0 or rounds != int(rounds):
+    if rounds < 0:
         raise ConfigError([Problem("rounds", f"{rounds}", "must be a whole number at least 0")])
     per_round, whole_run = epsilons(
         [[Segment(noise_multiplier, sampling_rate, steps * count)] for count in (1, rounds)],
@@ -292,8 +292,8 @@ def calibrate(
     _checked_delta(delta)
     if not CALIBRATION_WIDTH < target_epsilon <= LARGEST_TARGET:
         rule = (
-            f"must be above {CALIBRATION_WIDTH:g}, to within which epsilon is computed, and at most "
-            f"{LARGEST_TARGET:g}, beyond which nothing is protected"
+            f"must be above {CALIBRATION_WIDTH:g}, to within which noise is calibrated, and at "
+            f"most {LARGEST_TARGET:g}, beyond which nothing is protected"
         )
         raise ConfigError([Problem("epsilon", f"{target_epsilon:g}", rule)])
     if Segment(1.0, sampling_rate, steps).steps == 0:
@@ -322,7 +322,7 @@ def _merged(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     for one in segments:
         if one.steps:
             key = (one.noise_multiplier, one.sampling_rate)
-            steps[key] = steps.get(key, 0) + int(one.steps)
+            steps[key] = steps.get(key, 0) + one.steps
     return tuple(Segment(*key, count) for key, count in sorted(steps.items()))
 
 
@@ -350,12 +350,12 @@ def _rdp(merged: tuple[Segment, ...], delta: float) -> float:
 
     accountant = RDPAccountant()
     accountant.history = _history(merged)
-    try:
-        with _quiet():
-            value = accountant.get_epsilon(delta, alphas=list(RDP_ORDERS))
-    except ArithmeticError:  # next to no noise
-        return math.inf
-    return math.inf if math.isnan(value) else max(0.0, float(value))
+    least = math.inf
+    # Each order gives a bound, so that those at which Opacus's sums break down can be left out.
+    for order in RDP_ORDERS:
+        with _quiet(), suppress(ValueError, ArithmeticError):
+            least = min(least, float(accountant.get_epsilon(delta, alphas=[order])))
+    return max(0.0, least)
 
 
 def _prv(merged: tuple[Segment, ...], delta: float, limit_s: float) -> tuple[float, str]:
@@ -364,8 +364,9 @@ def _prv(merged: tuple[Segment, ...], delta: float, limit_s: float) -> tuple[flo
 
     seconds = _prv_time_s(merged, delta)
     if seconds > limit_s:
-        about = f"about {seconds:,.0f} s" if math.isfinite(seconds) else "forever"
-        return math.inf, f"PRV would take {about}, and its limit is {limit_s:g} s"
+        if math.isinf(seconds):
+            return math.inf, "PRV finds no bounds for its grid"
+        return math.inf, f"PRV would take about {seconds:,.0f} s, and its limit is {limit_s:g} s"
     # Opacus looks whether rounding drowns delta, but by the rounding of longer numbers than it
     # computes with.
     if np.finfo(np.float64).eps * _prv_points(merged, delta) > delta:
@@ -375,9 +376,7 @@ def _prv(merged: tuple[Segment, ...], delta: float, limit_s: float) -> tuple[flo
     try:
         with _quiet():
             value = float(
-                accountant.get_epsilon(
-                    delta, eps_error=PRV_ERROR, delta_error=_DELTA_ERROR * delta
-                )
+                accountant.get_epsilon(delta, eps_error=PRV_ERROR, delta_error=_DELTA_ERROR * delta)
             )
     except (RuntimeError, ValueError, ArithmeticError, IndexError) as error:
         return math.inf, f"PRV fails: {str(error).rstrip('.') or type(error).__name__}"
@@ -409,7 +408,7 @@ def _prv_points(merged: tuple[Segment, ...], delta: float) -> float:
                 PRV_ERROR,
                 delta_error,
             )
-    except ArithmeticError:
+    except (ValueError, ArithmeticError):
         return math.inf
     total = sum(one.steps for one in merged)
     mesh = PRV_ERROR / math.sqrt(total * math.log(12 / delta_error) / 2)
@@ -440,21 +439,17 @@ def _calibrate(
         found = _solve(cost("prv"), target, by_rdp.noise_multiplier if by_rdp else guess)
         if found is not None and found.epsilon.accountant == "prv":
             return found
-        reason = found.epsilon.reason if found else ""
+        reason = found.epsilon.reason if found else "PRV finds no noise that costs as much"
     if by_rdp is None:
         rule = (
             f"is reached by no noise at delta {delta:g}, sampling rate {sampling_rate:g} and "
             f"{steps} steps, as the accountant sees it; raise it, or delta"
         )
         raise ConfigError([Problem("epsilon", f"{target:g}", rule)])
-    return Calibration(
-        by_rdp.noise_multiplier, Epsilon(by_rdp.epsilon.value, "rdp", reason or "")
-    )
+    return Calibration(by_rdp.noise_multiplier, Epsilon(by_rdp.epsilon.value, "rdp", reason))
 
 
-def _solve(
-    cost: Callable[[float], Epsilon], target: float, start: float
-) -> Calibration | None:
+def _solve(cost: Callable[[float], Epsilon], target: float, start: float) -> Calibration | None:
     """Noise that costs the target or up to `CALIBRATION_WIDTH` less.
 
     Secants of log epsilon over log sigma, in which it is nearly straight, within a bracket that is

@@ -38,6 +38,16 @@ class _NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
         )
         self._mechanism = mechanism
 
+    def clip_and_accumulate(self) -> None:
+        """Opacus's, without examples whose gradient is not finite."""
+        samples = self.grad_samples
+        if samples and len(samples[0]):
+            squares = torch.stack([g.flatten(1).square().sum(dim=1) for g in samples]).sum(dim=0)
+            spoiled = ~torch.isfinite(squares)
+            for sample in samples:
+                sample.masked_fill_(spoiled.view(-1, *[1] * (sample.dim() - 1)), 0.0)
+        super().clip_and_accumulate()
+
     def add_noise(self) -> None:
         """One vector of noise for all parameters, from the mechanism's source."""
         sums = [parameter.summed_grad for parameter in self.params]

@@ -70,9 +70,23 @@ class GaussianSums:
             yield torch.tensor(indices, dtype=torch.int64)
 
     def clip_factors(self, norms: torch.Tensor) -> torch.Tensor:
-        """What each part is multiplied by so that its norm is at most C; 1 where it is."""
+        """What each part is multiplied by so that its norm is at most C; 1 where it is.
+
+        0 for a norm that is not finite: such a part is left out by `finite_rows`.
+        """
         factors = (self.clip / norms).clamp(max=1.0)
-        return torch.where(norms > 0, factors, torch.ones_like(factors))
+        factors = torch.where(norms > 0, factors, torch.ones_like(factors))
+        return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+    @staticmethod
+    def finite_rows(parts: torch.Tensor) -> torch.Tensor:
+        """`parts`, shape (B, ...), with zeros in place of those whose norm is not finite.
+
+        One image on which a network overflows would otherwise spoil the sum, and so be seen in it.
+        """
+        finite = torch.isfinite(parts.flatten(1).norm(dim=1))
+        shape = (len(parts), *[1] * (parts.dim() - 1))
+        return torch.where(finite.view(shape), parts, torch.zeros_like(parts))
 
     def release(self, total: torch.Tensor) -> torch.Tensor:
         """`total`, a sum of clipped parts, with noise."""

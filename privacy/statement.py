@@ -236,6 +236,8 @@ class _ExampleWords:
     @property
     def sampling(self) -> str:
         """Of examples into a step."""
+        if self._plan.sampling_rate == 1:
+            return "none: every example takes part in every step"
         split = (
             ", from the client's whole data at once, which is then split by label"
             if self._plan.mechanism in ("gradient", "feature")
@@ -264,7 +266,7 @@ class _ExampleWords:
         return {
             "dp-sgd": "the gradient of every sampled example",
             "gradient": "the matching gradient of every sampled example",
-            "feature": "the embedding of every sampled example, with a constant for the count",
+            "feature": "the embedding of every sampled example (and a constant beside it, to count)",
         }[self._plan.mechanism]
 
     def released(self, images_sent: ImagesSent) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ give equal files.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,19 +18,31 @@ from report import latex
 from report.curves import trains_on_clients, uploads_no_update
 from report.failures import NO_REASON, left_out_of_costs
 from report.loading import LoadedRun
-from report.methods import NOT_PRIVATE, attacks_of, marks_of
+from report.methods import NOT_PRIVATE, attacks_of, marks_of, task_of
 from report.milestones import Spent, best_round, reached, total_spent
-from report.static_figures import Panel, Series, draw_curves, draw_final_accuracies
+from report.privacy import EpsilonPoint, epsilon_point, noised_of, unlike_terms
+from report.static_figures import (
+    Against,
+    Panel,
+    Series,
+    draw_against_epsilon,
+    draw_curves,
+    draw_final_accuracies,
+)
 from report.tables import (
+    NO_NOISE,
     NONE,
     Statistic,
     amount_of_bytes,
+    epsilon_text,
+    epsilon_title,
     joined,
     markdown_text,
     percent,
     rounds_text,
     seconds,
     seeds_text,
+    terms_differ,
 )
 
 FIGURES = "comparison"
@@ -56,6 +69,11 @@ class Entry:
     def complete(self) -> tuple[LoadedRun, ...]:
         """The runs that are shown, by seed."""
         return tuple(sorted((r for r in self.runs if r.finished), key=lambda run: run.seed))
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it has figures and adds no noise."""
+        return bool(self.complete) and all(run.noised is None for run in self.complete)
 
     @property
     def name(self) -> str:
@@ -112,7 +130,7 @@ class _Figure:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """All that is shown of one setting."""
+    """All that is shown of one setting, or of accuracy against epsilon under several."""
 
     title: str
     tables: tuple[_Table, ...]
@@ -154,6 +172,8 @@ def write_comparison(
         _part(number, setting, entries, target_accuracy)
         for number, setting in enumerate(dict.fromkeys(e.setting for e in entries), start=1)
     ]
+    parts = [*_against_epsilon(entries), *parts]
+    notes = [*notes, *_unlike(entries)]
     overview = _overview(entries)
     contents = {
         folder / "comparison.md": _markdown(title, notes, overview, parts).encode(),
@@ -180,7 +200,7 @@ def _part(
     return _Part(
         title=setting,
         tables=(
-            _table(_ACCURACIES, members, _accuracy_caption(members)),
+            _table(_accuracy_columns(members), members, _accuracy_caption(members)),
             _table(
                 _cost_columns(target_accuracy), members, _cost_caption(members, target_accuracy)
             ),
@@ -237,6 +257,20 @@ _ACCURACIES = (
     _Column("At best validation, %", lambda entry: percent(_best_accuracy(entry))),
     _Column("Best round", _best_rounds),
 )
+
+
+def _accuracy_columns(entries: Sequence[Entry]) -> tuple[_Column, ...]:
+    """With epsilon where any run is private."""
+    runs = [run for entry in entries for run in entry.runs]
+    if not (title := epsilon_title(runs)):
+        return _ACCURACIES
+    mixed = terms_differ(runs)
+    epsilon = _Column(title, lambda entry: _epsilon(entry, mixed))
+    return (_ACCURACIES[0], epsilon, *_ACCURACIES[1:])
+
+
+def _epsilon(entry: Entry, with_terms: bool) -> str:
+    return epsilon_text(entry.complete, with_terms=with_terms) if entry.complete else NONE
 
 
 def _cost_columns(target_accuracy: float | None) -> tuple[_Column, ...]:
@@ -309,7 +343,21 @@ def _accuracy_caption(entries: Sequence[Entry]) -> str:
         "Test accuracy after the last round, mean ± sample standard deviation over seeds. Worst "
         "client: the lowest accuracy that any client may expect then, on its own mix of classes. "
         "At best validation: test accuracy of each seed's round of highest validation accuracy, "
-        f"the earliest of equals; best round: its number.{_lacking(entries)}{private}"
+        f"the earliest of equals; best round: its number.{_promised(entries)}{_lacking(entries)}"
+        f"{private}"
+    )
+
+
+def _promised(entries: Sequence[Entry]) -> str:
+    """What an epsilon in the table is, as a sentence after others."""
+    noised = [run.noised for entry in entries for run in entry.runs if run.noised is not None]
+    if not noised:
+        return ""
+    deltas = joined(list(dict.fromkeys(f"{one.delta:g}" for one in noised)))
+    by = joined(list(dict.fromkeys(one.spent.accountant.upper() for one in noised)))
+    return (
+        f" Epsilon: of the whole run, the largest of its clients', at delta {deltas} by {by}; it "
+        "covers no choice of settings by their results."
     )
 
 
@@ -447,6 +495,144 @@ def _overview(entries: Sequence[Entry]) -> _Figure | None:
         svg,
         pdf,
     )
+
+
+def _unlike(entries: Sequence[Entry]) -> list[str]:
+    """Why accuracy is not drawn against epsilon, where it is not."""
+    reason = unlike_terms((entry.label, entry.complete) for entry in entries)
+    return [reason] if reason else []
+
+
+_Placed = tuple[Entry, EpsilonPoint]
+
+
+def _against_epsilon(entries: Sequence[Entry]) -> list[_Part]:
+    """Accuracy against epsilon, a part for each task; none where epsilons do not compare."""
+    groups = _same_task(entries) if not _unlike(entries) else []
+    parts = []
+    for number, group in enumerate(groups, start=1):
+        found = [
+            (entry, point)
+            for entry in group
+            if (point := epsilon_point(entry.complete)) is not None
+        ]
+        if found:
+            settings = "" if len(groups) == 1 else joined(_settings_of(group))
+            numbers = _series_numbers(entries)
+            parts.append(_epsilon_part(number, settings, group, found, numbers))
+    return parts
+
+
+def _same_task(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Entries of the settings under which every method has the same task.
+
+    Accuracies on other data, partitions or rounds would differ for more than their epsilon.
+    """
+    groups: list[list[Entry]] = []
+    for setting in _settings_of(entries):
+        members = [entry for entry in entries if entry.setting == setting]
+        tasks = {entry.label: task_of(entry.runs[0]) for entry in members if entry.runs}
+        for group in groups:
+            others = {entry.label: task_of(entry.runs[0]) for entry in group if entry.runs}
+            if all(tasks[label] == others[label] for label in tasks.keys() & others.keys()):
+                group += members
+                break
+        else:
+            groups.append(members)
+    return groups
+
+
+def _settings_of(entries: Sequence[Entry]) -> list[str]:
+    return list(dict.fromkeys(entry.setting for entry in entries))
+
+
+def _epsilon_part(
+    number: int,
+    settings: str,
+    entries: Sequence[Entry],
+    points: Sequence[_Placed],
+    numbers: dict[str, int],
+) -> _Part:
+    methods = []
+    for label in dict.fromkeys(entry.label for entry in entries):
+        own = [entry for entry in entries if entry.label == label and entry.complete]
+        drawn = sorted((p for e, p in points if e.label == label), key=lambda p: p.epsilon)
+        bare = [entry for entry in own if entry.is_reference]
+        reference = _final_accuracy(bare[0]) if bare else None
+        if drawn or reference is not None:
+            series = _series(own[0], numbers, ())
+            name = series.name if drawn else f"{series.name}, {NO_NOISE}"
+            named = dataclasses.replace(series, name=name)
+            methods.append(Against(named, tuple(drawn), None if drawn else reference))
+    noised = noised_of(run for entry, _ in points for run in entry.complete)
+    assert noised is not None, "points are of private runs"
+    terms = f"one {noised.unit}, delta {noised.delta:g}"
+    svg, pdf = draw_against_epsilon(methods, f"Epsilon of the whole run ({terms})")
+    under = f" under {settings}" if settings else ""
+    several = any(len(entry.complete) > 1 for entry, _ in points)
+    caption = " ".join(
+        [
+            f"Test accuracy after the last round{under} against epsilon for one {noised.unit} at "
+            f"delta {noised.delta:g}. Points lie at the epsilon that the whole run has on record, "
+            "the largest of its clients'; ticks are the budgets.",
+            *["Bands reach one sample standard deviation over seeds to each side."] * several,
+            *["Dashed: no noise, and so no epsilon."] * any(m.reference for m in methods),
+        ]
+    )
+    figure = _Figure(
+        f"{FIGURES}/epsilon-{number:02d}",
+        f"Test accuracy{under} against epsilon",
+        caption,
+        svg,
+        pdf,
+    )
+    title = "Accuracy against epsilon" + (f": {settings}" if settings else "")
+    table = _epsilon_table(entries, points, methods, terms)
+    return _Part(title, (table,), figure, ())
+
+
+def _epsilon_table(
+    entries: Sequence[Entry],
+    points: Sequence[_Placed],
+    methods: Sequence[Against],
+    terms: str,
+) -> _Table:
+    """Methods by budgets; where there is none, by settings."""
+    columns = list(dict.fromkeys(_column_of(entry, point) for entry, point in points))
+    columns.sort(key=lambda column: (column[0] is None, column[0] or 0.0))
+    has_reference = any(method.reference is not None for method in methods)
+    rows = []
+    for label in dict.fromkeys(entry.label for entry in entries):
+        own = {_column_of(e, p): p for e, p in points if e.label == label}
+        bare = [entry for entry in entries if entry.label == label and entry.is_reference]
+        if not own and not bare:
+            continue
+        cells = [percent(own[c].accuracy) if c in own else NONE for c in columns]
+        if has_reference:
+            cells.append(percent(_final_accuracy(bare[0])) if bare else NONE)
+        named = next(e for e in entries if e.label == label and e.complete)
+        rows.append((named.name, *cells))
+    spans = []
+    for column in columns:
+        found = [p.epsilon for e, p in points if _column_of(e, p) == column]
+        least, most = f"{min(found):.4g}", f"{max(found):.4g}"
+        spans.append(f"{_heading(column)}: {least if least == most else f'{least} to {most}'}")
+    return _Table(
+        "Test accuracy after the last round in percent, mean ± sample standard deviation over "
+        f"seeds, by the budget of the whole run ({terms}). Epsilons on record: {'; '.join(spans)}.",
+        ("Method", *map(_heading, columns), *(["No noise"] if has_reference else [])),
+        tuple(rows),
+    )
+
+
+def _column_of(entry: Entry, point: EpsilonPoint) -> tuple[float | None, str]:
+    """Budget, or the label of the setting where there is none."""
+    return (point.budget, "") if point.budget is not None else (None, entry.setting)
+
+
+def _heading(column: tuple[float | None, str]) -> str:
+    budget, setting = column
+    return f"Epsilon {budget:g}" if budget is not None else setting or "No budget"
 
 
 def _markdown(

@@ -23,6 +23,7 @@ from report.privacy import (
     EpsilonPoint,
     epsilon_course,
     epsilon_point,
+    epsilon_ticks,
     family,
     final_accuracies,
     signal_course,
@@ -205,7 +206,13 @@ def signal_by_round(methods: Sequence[Method]) -> Figure | None:
         for index, method in enumerate(methods)
         if any(run.noised is not None for run in method.runs)
     }
-    yaxis = _axis("Signal over noise") | {"rangemode": "tozero", "nticks": 6}
+    values = [value for course in courses.values() for value in course.value]
+    is_log = bool(values) and min(values) > 0 and max(values) / min(values) > _LOG_FROM_RATIO
+    yaxis = _axis("Signal over noise")
+    if is_log:
+        yaxis |= {"type": "log", "tickmode": "array"} | _log_ticks(values, lambda v: f"{v:g}")
+    else:
+        yaxis |= {"rangemode": "tozero", "nticks": 6}
     return _course_figure(methods, courses, "signal over noise %{y:.3~g}", yaxis)
 
 
@@ -254,9 +261,12 @@ def accuracy_by_epsilon(methods: Sequence[Method]) -> Figure | None:
     }
     if not points:
         return None
-    shapes, annotations = [], []
+    shapes, annotations, drawn = [], [], set()
     for index, method in enumerate(methods):
         if all(run.noised is None for run in method.runs) and (found := _mean(method)) is not None:
+            if (same := (family(method.runs), found)) in drawn:  # under another budget's setting
+                continue
+            drawn.add(same)
             style = style_of(index, method)
             shapes.append(_horizontal(found, style, "dash"))
             annotations.append(_name_of_horizontal(found, style, method, f", {NO_NOISE}"))
@@ -273,7 +283,8 @@ def accuracy_by_epsilon(methods: Sequence[Method]) -> Figure | None:
     is_log = min(epsilons) > 0 and max(epsilons) / min(epsilons) > _LOG_EPSILON_FROM_RATIO
     xaxis = _axis("Epsilon of the whole run") | {"type": "log" if is_log else "linear"}
     if is_log:
-        xaxis |= {"tickmode": "array"} | _log_ticks(epsilons, lambda epsilon: f"{epsilon:g}")
+        ticks = epsilon_ticks(points.values())
+        xaxis |= {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{t:.3g}" for t in ticks]}
     else:
         xaxis |= {"rangemode": "tozero", "nticks": 6}
     return _figure(

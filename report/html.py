@@ -388,7 +388,7 @@ class _Privacy:
 
     statements: tuple[tuple[Method, list[str]], ...]
     columns: tuple[str, ...]
-    rows: tuple[tuple[Method, tuple[str, ...]], ...]
+    rows: tuple[tuple[figures.Style, Method, tuple[str, ...]], ...]
     epsilons: tuple[tuple[str, figures.Figure], ...]
     signal: figures.Figure | None
     accuracy: figures.Figure | None
@@ -396,6 +396,7 @@ class _Privacy:
 
 
 def _privacy(methods: Sequence[Method]) -> _Privacy:
+    styles = {m.label: figures.style_of(index, m) for index, m in enumerate(methods)}
     why_not = unlike_terms((method.label, method.runs) for method in methods)
     terms = dict.fromkeys(
         run.noised.terms for method in methods for run in method.runs if run.noised is not None
@@ -404,7 +405,9 @@ def _privacy(methods: Sequence[Method]) -> _Privacy:
     return _Privacy(
         statements=tuple((method, _statements(method)) for method in methods),
         columns=PRIVACY_COLUMNS,
-        rows=tuple(privacy_rows(methods)),
+        rows=tuple(
+            (styles[method.label], method, cells) for method, cells in privacy_rows(methods)
+        ),
         epsilons=tuple((title, figure) for title, figure in drawn if figure is not None),
         signal=figures.signal_by_round(methods),
         accuracy=None if why_not else figures.accuracy_by_epsilon(methods),

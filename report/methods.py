@@ -156,6 +156,11 @@ def compare(
     return Comparison(tuple(methods), tuple(superseded))
 
 
+def task_of(run: LoadedRun) -> _Key:
+    """Settings of the task, which a comparison of methods is expected to hold equal."""
+    return tuple((k, v) for k, v in _settings(run) if k.partition(".")[0] in _TASK_SECTIONS)
+
+
 def short_names(values: Iterable[Scalar]) -> Mapping[Scalar, str]:
     """Shorter names of users' own objects: ``FILE.py:NAME`` without the folder of the file.
 

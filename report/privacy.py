@@ -14,6 +14,7 @@ from report.loading import LoadedRun, NoisedPrivacy
 from report.methods import Method
 from report.tables import NONE, Statistic, epsilon_of, epsilon_text, joined
 
+_LEAST_TICK_RATIO = 1.12
 _BUDGET_KEYS = frozenset({"seed", "privacy.epsilon", "privacy.noise-multiplier"})
 
 
@@ -78,6 +79,16 @@ def epsilon_point(runs: Sequence[LoadedRun]) -> EpsilonPoint | None:
     if (accuracy := Statistic.of(found)) is None:
         return None
     return EpsilonPoint(epsilon.mean, accuracy, min(found), max(found), noised.budget)
+
+
+def epsilon_ticks(points: Iterable[EpsilonPoint]) -> list[float]:
+    """Where an axis is marked: at the budgets, and at the epsilon itself where there is none."""
+    places = sorted({p.epsilon if p.budget is None else p.budget for p in points})
+    kept = places[:1]
+    for place in places[1:]:
+        if place > kept[-1] * _LEAST_TICK_RATIO:
+            kept.append(place)
+    return kept
 
 
 def final_accuracies(runs: Sequence[LoadedRun]) -> list[float]:

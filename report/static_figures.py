@@ -26,6 +26,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from report.curves import Curve, curve, trains_on_clients, uploads_no_update
 from report.loading import LoadedRun
+from report.privacy import EpsilonPoint, epsilon_ticks
 from report.tables import Statistic, plain_bytes
 
 COLOURS = (
@@ -44,6 +45,7 @@ _CHARACTER_IN = 0.062
 _MOST_CHARACTERS = 95
 _MOST_MARKERS = 8
 _INK = "#1a1e24"
+_NO_NOISE_DASH = (0, (5, 2.5))
 _LOOK: Mapping[str, Any] = {
     "font.size": 8,
     "font.family": "DejaVu Sans",
@@ -250,6 +252,90 @@ def draw_final_accuracies(
         axis.set_ylabel("Test accuracy, %")
         _add_legend(figure, [Patch(**_bar(one), label=one.name) for one in series], columns)
         return _rendered(figure)
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """One method against epsilon.
+
+    Attributes:
+        series: The method.
+        points: Ascending by epsilon; empty for one without noise.
+        reference: Final accuracy of one without noise, in [0, 1]; else None.
+    """
+
+    series: Series
+    points: tuple[EpsilonPoint, ...]
+    reference: Statistic | None = None
+
+
+def draw_against_epsilon(methods: Sequence[Against], title: str) -> tuple[bytes, bytes]:
+    """Final test accuracy against the epsilon that whole runs have on record.
+
+    Ticks stand at the budgets, and at the epsilon itself where a run had none. A method without
+    noise has no epsilon: it is a dashed line.
+
+    Args:
+        methods: All of one unit and delta.
+        title: Of the horizontal axis.
+
+    Returns:
+        The figure as SVG and as PDF.
+    """
+    with style.context(["default", dict(_LOOK)]):
+        figure, columns = _figure([one.series.name for one in methods])
+        axis = figure.subplots()
+        for one in methods:
+            if one.reference is not None:
+                _draw_reference(axis, one.series, one.reference)
+            if one.points:
+                _draw_points(axis, one.series, one.points)
+        points = [point for one in methods for point in one.points]
+        _set_epsilon_axis(axis, points, title)
+        axis.set_ylabel("Test accuracy, %")
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(0.0, low), min(100.5, high))
+        handles = [Line2D([], [], **_look(one), label=one.series.name) for one in methods]
+        _add_legend(figure, handles, columns)
+        return _rendered(figure)
+
+
+def _look(one: Against) -> dict[str, Any]:
+    """A reference has no markers, for it has no place on the axis."""
+    if one.reference is None:
+        return one.series.line
+    return {"color": one.series.colour, "linestyle": _NO_NOISE_DASH, "marker": ""}
+
+
+def _draw_reference(axis: Axes, one: Series, value: Statistic) -> None:
+    if value.std is not None:
+        low, high = 100 * (value.mean - value.std), 100 * (value.mean + value.std)
+        axis.axhspan(low, high, color=one.colour, alpha=0.08, linewidth=0)
+    axis.axhline(100 * value.mean, color=one.colour, linestyle=_NO_NOISE_DASH)
+
+
+def _draw_points(axis: Axes, one: Series, points: Sequence[EpsilonPoint]) -> None:
+    x = [point.epsilon for point in points]
+    mean = [100 * point.accuracy.mean for point in points]
+    std = [100 * (point.accuracy.std or 0.0) for point in points]
+    if any(point.accuracy.std is not None for point in points):
+        low = [m - s for m, s in zip(mean, std, strict=True)]
+        high = [m + s for m, s in zip(mean, std, strict=True)]
+        if len(points) > 1:
+            axis.fill_between(x, low, high, color=one.colour, alpha=0.13, linewidth=0)
+        else:
+            axis.errorbar(x, mean, std, color=one.colour, linewidth=0.8, capsize=2.0)
+    axis.plot(x, mean, **one.line, markeredgewidth=0.8)
+
+
+def _set_epsilon_axis(axis: Axes, points: Sequence[EpsilonPoint], title: str) -> None:
+    """Logarithmic, with ticks at the budgets."""
+    axis.set_xlabel(title)
+    ticks = epsilon_ticks(points)
+    if min(point.epsilon for point in points) > 0:
+        axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{place:.3g}" for place in ticks])
+    axis.set_xticks([], minor=True)
 
 
 def _draw_bar(axis: Axes, x: float, width: float, value: Statistic, one: Series) -> None:

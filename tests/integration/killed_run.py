@@ -24,10 +24,13 @@ from typing import Any
 
 import core.records
 import core.tensor_file
+import privacy.ledger
 import server.federation
 import server.recorder
 from cli.main import main
+from client.sent_replies import SentReplies
 from core.records import RoundRecord, RunFolder
+from privacy.ledger import Ledger
 
 IMPORTED_LATE = (
     "client.app",
@@ -126,6 +129,31 @@ def _before_commit(k: int) -> None:
     server.recorder.Recorder.round = _at(k, _kill, put)  # type: ignore[method-assign]
 
 
+def _in_ledger(k: int) -> None:
+    ledger: Any = privacy.ledger
+    ledger.write_whole = _at(k, _half_write, core.records.write_whole)
+
+
+def _after_charge(k: int) -> None:
+    charge = Ledger.charge
+
+    def whole(ledger: Ledger, *args: Any) -> None:
+        charge(ledger, *args)
+        _kill()
+
+    Ledger.charge = _at(k, whole, charge)  # type: ignore[method-assign]
+
+
+def _after_keeping(k: int) -> None:
+    write = SentReplies.write
+
+    def whole(replies: SentReplies, *args: Any) -> None:
+        write(replies, *args)
+        _kill()
+
+    SentReplies.write = _at(k, whole, write)  # type: ignore[method-assign]
+
+
 def _in_status(k: int) -> None:
     write = RunFolder.write_json
 
@@ -145,6 +173,9 @@ POINTS: Mapping[str, Callable[[int], None]] = {
     "between checkpoint and record": _before_record,
     "after the record": _after_record,
     "in a description": _in_status,
+    "in the ledger": _in_ledger,
+    "after the charge": _after_charge,
+    "after keeping the reply": _after_keeping,
 }
 """Each ends the process at the k-th time: a half-written record line is flushed, a half-written
 file is not yet renamed, an action before or after which it ends is whole."""

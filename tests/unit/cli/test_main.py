@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import cli.main
 import experiments.plan
-from cli.main import EXIT_CODES, SUITE_FORM, app
+from cli.main import SUITE_FORM, app
+from cli.outcome import EXIT_CODES
 from core.errors import ConfigError, DataError, RecordError, RunError, TesseraError
 from core.records import RunFolder
 from experiments.suite import parse_suite

@@ -109,6 +109,15 @@ def test_the_test_above_catches_clipping_of_the_batch() -> None:
     assert moved > 2 * clip
 
 
+def test_an_image_that_overflows_is_left_out() -> None:
+    """It would otherwise be seen in a sum that is not finite."""
+    case, rest = Case(), torch.arange(4)
+    source = mechanism(1.0, 0.0, NoNoise())
+    expected = case.filled(rest, source)
+    case.inputs[4] = math.inf
+    assert torch.equal(case.filled(torch.arange(5), source), expected)
+
+
 def test_an_empty_batch_still_takes_its_noisy_step() -> None:
     case = Case()
     source = mechanism(2.0, 1.5, SystemNoise())

@@ -37,6 +37,13 @@ def test_factors_bring_norms_to_the_clip_and_never_enlarge(norms: list[float], c
     assert (factors[kept] == 1).all()
 
 
+def test_a_part_that_is_not_finite_is_left_out() -> None:
+    parts = torch.tensor([[3.0, 4.0], [math.nan, 1.0], [math.inf, 0.0], [1e30, 1e30]])
+    kept = sums(1.0).finite_rows(parts)
+    assert kept.tolist() == [[3.0, 4.0], [0, 0], [0, 0], [0, 0]]
+    assert sums(1.0).clip_factors(torch.tensor([math.nan, math.inf])).tolist() == [0, 0]
+
+
 def test_an_infinite_clip_changes_nothing() -> None:
     factors = sums(math.inf).clip_factors(torch.tensor([0.0, 1.0, 1e30]))
     assert factors.tolist() == [1.0, 1.0, 1.0]

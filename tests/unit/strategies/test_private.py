@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from core.config import RunConfig
+from core.errors import ConfigError
+from core.examples import Examples
+from core.parameters import ParameterVector
+from models.convnet import ConvNet
+from privacy.mechanism import GaussianSums
+from privacy.noise import SeededNoise
+from server.preparation import prepare
+from strategies.base import ClientUpdate
+from strategies.fedavg import FedAvg
+from strategies.local_sgd import num_steps, train_locally
+from strategies.private import (
+    fits,
+    noised_steps,
+    private_problems,
+    refuse_large_delta,
+    refuse_unfit_model,
+)
+from strategies.table import STRATEGIES, parse_config
+from tests.conftest import tiny_keys
+from tests.unit.privacy.noises import NoNoise
+from tests.unit.strategies.toy import ToyWorkload
+
+DP_SGD = {"privacy.mechanism": "dp-sgd", "privacy.epsilon": 4.0}
+MATCHING = {"feddm.initialisation": "noise", "privacy.epsilon": 4.0}
+
+
+def refused(**keys: object) -> str:
+    flat = {k.replace("__", ".").replace("_", "-"): v for k, v in keys.items()}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(flat)
+    return str(caught.value)
+
+
+def test_which_methods_can_be_made_private_by_what() -> None:
+    table = {
+        mechanism: {name for name, kind in STRATEGIES.items() if fits(kind, mechanism)}
+        for mechanism in ("dp-sgd", "gradient", "feature", "client")
+    }
+    averaging = {"fedavg", "fedprox", "scaffold", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
+    assert table["dp-sgd"] == averaging | {"fednova", "trimmed-mean", "median", "multi-krum"}
+    assert table["gradient"] == table["feature"] == {"feddm"}
+    assert table["client"] == averaging
+
+
+@pytest.mark.parametrize("name", ["local", "centralized", "real-images"])
+def test_what_nothing_makes_private_says_so(name: str) -> None:
+    text = refused(strategy=name, privacy__mechanism="dp-sgd", privacy__epsilon=4)
+    assert "no mechanism makes it private; take another strategy" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "way_out"),
+    [
+        ({"strategy": "fedavg", "privacy.mechanism": "dp-sgd"}, "set privacy.epsilon=4"),
+        ({"strategy": "fedavg", "privacy.mechanism": "gradient"}, "privacy.mechanism=dp-sgd"),
+        ({"strategy": "feddm", **MATCHING, "privacy.mechanism": "dp-sgd"}, "gradient or feature"),
+        (
+            {"strategy": "feddm", "privacy.epsilon": 4, "privacy.mechanism": "gradient"},
+            "set feddm.initialisation=noise",
+        ),
+        (
+            {
+                "strategy": "feddm",
+                **MATCHING,
+                "privacy.mechanism": "gradient",
+                "mosaic.weighting": "counts",
+            },
+            "privacy.mechanism=feature, which tells noised ones",
+        ),
+        (
+            {
+                "strategy": "feddm",
+                **MATCHING,
+                "privacy.mechanism": "feature",
+                "mosaic.min-examples": 5,
+            },
+            "a private run sends every class",
+        ),
+        ({"strategy": "fedavg", **DP_SGD, "train.weighting": "examples"}, "auto weighs equally"),
+        ({"strategy": "fedavg", **DP_SGD, "train.local-epochs": 2}, "set privacy.steps"),
+        ({"strategy": "scaffold", **DP_SGD, "scaffold.option": "I"}, "set scaffold.option=II"),
+        ({"strategy": "fedavg", **DP_SGD, "privacy.accountant": "gdp"}, "understates epsilon"),
+        ({"strategy": "fedavg", "privacy.clip": 2.0}, "read only with privacy.mechanism"),
+        (
+            {"strategy": "fedavg", **DP_SGD, "privacy.mechanism": "client", "privacy.steps": 3},
+            "read only with privacy.mechanism=dp-sgd or feature",
+        ),
+        (
+            {
+                "strategy": "feddm",
+                **MATCHING,
+                "privacy.mechanism": "feature",
+                "privacy.steps": 30,
+                "feddm.iterations": 20,
+            },
+            "raise feddm.iterations",
+        ),
+    ],
+)
+def test_what_would_leak_is_refused_with_the_way_out(keys: dict[str, object], way_out: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(keys)
+    assert way_out in str(caught.value)
+
+
+def test_a_private_run_that_keeps_the_rules_is_accepted() -> None:
+    assert parse_config({"strategy": "fedavg", **DP_SGD}).weighs_equally
+    feature = {
+        "strategy": "feddm",
+        **MATCHING,
+        "privacy.mechanism": "feature",
+        "mosaic.weighting": "counts",
+    }
+    assert noised_steps(parse_config(feature)) == 20
+    gradient = {"strategy": "feddm", **MATCHING, "privacy.mechanism": "gradient"}
+    assert noised_steps(parse_config(gradient | {"feddm.iterations": 7})) == 7
+    client = {"strategy": "fedavg", "privacy.mechanism": "client", "privacy.epsilon": 4}
+    assert noised_steps(parse_config(client)) == 1
+
+
+class Sends(FedAvg):
+    """A user's own half, under a base that promises gradient steps."""
+
+    name = "sends"
+
+    def client_update(self, task):  # type: ignore[no-untyped-def]
+        return ClientUpdate({}, {})
+
+
+class Vouches(Sends):
+    client_half = "gradient-steps"
+
+
+class OwnServer(FedAvg):
+    name = "own-server"
+
+    def finish(self, state, accumulator, task):  # type: ignore[no-untyped-def]
+        return super().finish(state, accumulator, task)
+
+
+def test_a_half_that_is_written_anew_must_be_vouched_for() -> None:
+    assert fits(FedAvg, "dp-sgd") and not fits(Sends, "dp-sgd") and fits(Vouches, "dp-sgd")
+    assert fits(FedAvg, "client") and not fits(OwnServer, "client") and fits(OwnServer, "dp-sgd")
+    config = parse_config({"strategy": "fedavg", **DP_SGD})
+    assert "no mechanism" in next(iter(private_problems(Sends, config))).rule
+
+
+@pytest.mark.parametrize("mechanism", ["dp-sgd", "client"])
+def test_batch_norm_is_refused(mechanism: str) -> None:
+    config = parse_config(
+        {"strategy": "fedavg", "privacy.mechanism": mechanism, "privacy.epsilon": 4}
+    )
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    with pytest.raises(ConfigError, match="GroupNorm"):
+        refuse_unfit_model(config, model)
+    refuse_unfit_model(config, ConvNet((1, 8, 8), 3, width=4, depth=2))
+    refuse_unfit_model(RunConfig(), model)
+
+
+def test_untrained_entries_that_would_be_sent_are_refused() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.register_buffer("seen", torch.zeros(()))
+
+    config = parse_config({"strategy": "fedavg", **DP_SGD})
+    with pytest.raises(ConfigError, match="seen"):
+        refuse_unfit_model(config, Counting())
+
+
+def test_delta_must_be_below_one_over_the_examples() -> None:
+    privacy = parse_config({"strategy": "fedavg", **DP_SGD, "privacy.delta": 1e-3}).privacy
+    refuse_large_delta(privacy, [10, 999])
+    with pytest.raises(ConfigError, match="must be below 1/1000"):
+        refuse_large_delta(privacy, [10, 1000])
+    with pytest.raises(ConfigError, match="1e-05 would do"):
+        refuse_large_delta(privacy, [5000])
+
+
+def local(mechanism: GaussianSums | None, **keys: object) -> tuple[torch.Tensor, float, int]:
+    """Weights after local training on ten examples, its loss and its steps."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    parameters = ParameterVector(model)
+    examples = Examples(torch.randn(10, 3), torch.randint(2, (10,)))
+    config = parse_config({"strategy": "fedavg", "train.batch-size": 10, **keys})
+    count = 0
+
+    def counted() -> None:
+        nonlocal count
+        count += 1
+
+    loss = train_locally(
+        parameters,
+        examples,
+        ToyWorkload(),
+        config.train,
+        seed=3,
+        mechanism=mechanism,
+        correction=(lambda values: 0.1 * values) if "corrected" in keys else None,
+        count_step=counted,
+    )
+    return parameters.values.clone(), loss, count
+
+
+def sums(rate: float, steps: int, sigma: float = 0.0, clip: float = math.inf) -> GaussianSums:
+    return GaussianSums(
+        "dp-sgd",
+        clip=clip,
+        noise_multiplier=sigma,
+        sampling_rate=rate,
+        steps=steps,
+        source=SeededNoise(1) if sigma else NoNoise(),
+    )
+
+
+def test_without_noise_and_clip_full_samples_are_full_batches() -> None:
+    plain, _, _ = local(None, **{"train.local-epochs": 4})
+    noised, loss, count = local(sums(1.0, 4))
+    assert torch.allclose(noised, plain, atol=1e-6)
+    assert math.isnan(loss), "a private loop tells no loss"
+    assert count == 4
+
+
+def test_noise_is_added_once_a_step_at_the_stated_scale() -> None:
+    """With empty samples the steps are noise alone: the rate times sigma C / batch-size, T times."""
+    start, _, _ = local(sums(1e-12, 1))
+    moved, _, _ = local(sums(1e-12, 400, sigma=2.0, clip=0.5), **{"train.learning-rate": 0.1})
+    expected = 0.1 * 2.0 * 0.5 / 10 * 400**0.5
+    assert (moved - start).std().item() == pytest.approx(expected, rel=0.6)
+
+
+def test_steps_are_a_constant_of_the_configuration() -> None:
+    config = parse_config({"strategy": "fedavg", **DP_SGD, "privacy.steps": 7})
+    assert {num_steps(count, config) for count in (1, 10, 5000)} == {7}
+    client = parse_config(
+        {"strategy": "fedavg", "privacy.mechanism": "client", "privacy.epsilon": 1}
+    )
+    assert num_steps(65, client) == 3
+    nova = parse_config(tiny_keys("fednova") | {**DP_SGD, "privacy.delta": 1e-4})
+    strategy = prepare(nova).strategy
+    shapes = prepare(nova).client_shapes()
+    assert len({shape.num_examples for shape in shapes}) > 1
+    assert len({strategy._a_norm(shape.num_examples) for shape in shapes}) == 1  # type: ignore[attr-defined]
