@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 
 from cli.keys import KeyCommand
 from cli.outcome import EPILOG, INTERRUPTED, Json, Outcome
-from cli.privacy import app as privacy
+from cli.privacy import app as privacy_app
 from core.errors import (
     ConfigError,
     DataError,
@@ -375,7 +375,7 @@ def doctor(
     )
 
 
-app.add_typer(privacy, name="privacy")
+app.add_typer(privacy_app, name="privacy")
 
 
 def _parse(words: list[str]) -> RunConfig:
@@ -413,14 +413,17 @@ def _table(runs: Sequence[LoadedRun]) -> str:
 
 
 def _privacy(run: LoadedRun) -> str:
-    text = f"privacy {run.privacy.text}\n" if run.privacy else ""
     if run.noised is None:
-        return text
+        return f"privacy {run.privacy.text}\n" if run.privacy else ""
     from report.tables import epsilon_text
 
-    budget = run.noised.budget
-    of_budget = f" of {budget:g}" if budget is not None and run.epsilon is not None else ""
-    return f"epsilon {epsilon_text([run], with_terms=True)}{of_budget}\n{text}"
+    told, budget = epsilon_text([run]), run.noised.budget
+    told += f" of {budget:g}" if budget is not None and run.epsilon is not None else ""
+    terms = f"one {run.noised.unit}, delta {run.noised.delta:g}"
+    return (
+        f"epsilon {told} for the whole run ({terms}, {run.noised.spent.accountant.upper()})\n"
+        f"what that means and rests on is in {run.folder.path / 'privacy.json'}\n"
+    )
 
 
 def _run_json(run: LoadedRun) -> dict[str, Any]:

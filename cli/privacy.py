@@ -1,11 +1,13 @@
-"""``tessera privacy``: what noise costs, and what noise a budget needs."""
+"""``tessera privacy``: what noise costs, what noise a budget needs, and what a run gives away."""
 
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
@@ -28,7 +30,7 @@ class PlainHelp(TyperCommand):
 
 
 app = typer.Typer(
-    help="Compute what noise costs, and what noise a budget needs.",
+    help="Compute what noise costs and what a budget needs; audit what a run claims.",
     epilog=EPILOG,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -126,7 +128,7 @@ def epsilon(
     rate = _sampling_rate(sampling_rate, batch_size, examples)
     setting = _Setting(noise_multiplier, rate, steps, rounds, delta, examples)
     cost = spend(noise_multiplier, rate, steps, rounds, delta, name)
-    return _outcome(setting, cost, "", {})
+    return _outcome(setting, cost, cost.whole_run.reason, "", {})
 
 
 @app.command(cls=PlainHelp, epilog=EPILOG)
@@ -151,22 +153,62 @@ def noise(
 
     Such as: tessera privacy noise --epsilon 4 --sampling-rate 0.05 --steps 20 --rounds 20
     """
-    from privacy.accounting import Cost, Epsilon, Segment, accountant_name, calibrate, epsilons
+    from privacy.accounting import accountant_name, calibrate, spend
 
     name = accountant_name(accountant)
     rate = _sampling_rate(sampling_rate, batch_size, examples)
     found = calibrate(
         epsilon, delta=delta, sampling_rate=rate, steps=steps * rounds, accountant=name
     )
-    sigma, by = found.noise_multiplier, found.epsilon.accountant
-    (per_round,) = epsilons([[Segment(sigma, rate, steps)]], delta, by)
-    cost = Cost(Epsilon(per_round.value, by, found.epsilon.reason), found.epsilon)
+    sigma = found.noise_multiplier
+    cost = spend(sigma, rate, steps, rounds, delta, found.epsilon.accountant)
+    reason = found.epsilon.reason or cost.whole_run.reason
     setting = _Setting(sigma, rate, steps, rounds, delta, examples)
     head = f"noise multiplier {sigma} keeps epsilon {epsilon:g} over {_rounds(rounds)}\n\n"
-    return _outcome(setting, cost, head, {"target_epsilon": epsilon})
+    return _outcome(setting, cost, reason, head, {"target_epsilon": epsilon})
 
 
-# `tessera privacy audit RUN` goes here.
+@app.command(cls=PlainHelp, epilog=EPILOG)
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    canaries: Annotated[
+        int,
+        typer.Option(metavar="M", help="Canaries; m of them show at most about ln(m / 3)."),
+    ] = 256,
+    confidence: Annotated[
+        float, typer.Option(metavar="P", help="Of the verdict and of intervals.")
+    ] = 0.99,
+    shadow_runs: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Runs for LiRA, membership inference with shadow models; 0 leaves it out, 16 to "
+            "64 are sensible.",
+        ),
+    ] = 0,
+    as_json: Json = False,
+) -> Outcome:
+    """Try to refute what a run claims, by the same run with canaries.
+
+    The run is made again with M canaries, random images of which a coin decides whether a client
+    holds them, and the coins are guessed from all that the server saw. Too many right guesses
+    refute the claim (Steinke, Nasr, Jagielski 2023); too few prove nothing. A run without noise
+    claims nothing, and is told what it gives away at the least.
+
+    Audit runs lie in RUN/audit and go on where they stopped; the result is RUN/audit.json.
+    """
+    from cli.progress import shown_progress
+    from experiments.audit import audit as audit_run
+
+    with shown_progress(sys.stdout) as progress:
+        found = audit_run(
+            run, progress, canaries=canaries, confidence=confidence, shadow_runs=shadow_runs
+        )
+    lines = textwrap.wrap(found.verdict.text, _WIDTH, break_on_hyphens=False)
+    if found.membership is not None:
+        lines += ["", *textwrap.wrap(found.membership.text, _WIDTH, break_on_hyphens=False)]
+    text = "\n".join(["", *lines, "", f"audit {found.folder / 'audit.json'}"]) + "\n"
+    return Outcome(text, found.to_json())
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +237,17 @@ def _sampling_rate(rate: float | None, batch_size: int | None, examples: int | N
     return batch_size / examples
 
 
-def _outcome(setting: _Setting, cost: Cost, head: str, extra: dict[str, Any]) -> Outcome:
-    """The figures of a setting, with what they mean."""
+def _outcome(
+    setting: _Setting, cost: Cost, reason: str, head: str, extra: dict[str, Any]
+) -> Outcome:
+    """The figures of a setting, with what they mean, and why RDP's are of record where so."""
     from privacy.accounting import LARGEST_TARGET, Segment, pld_epsilon, spend
 
     s, record = setting, cost.whole_run
     rdp = spend(s.noise_multiplier, s.sampling_rate, s.steps, s.rounds, s.delta, "rdp")
     pld: tuple[float, float] | None = None
-    if not LARGEST_TARGET < rdp.whole_run.value < math.inf:  # there PLD takes minutes
+    # Beyond, PLD takes minutes.
+    if rdp.whole_run.value <= LARGEST_TARGET or s.noise_multiplier <= 0:
         one, whole = (
             pld_epsilon([Segment(s.noise_multiplier, s.sampling_rate, s.steps * count)], s.delta)
             for count in (1, s.rounds)
@@ -226,8 +271,8 @@ def _outcome(setting: _Setting, cost: Cost, head: str, extra: dict[str, Any]) ->
         "",
     ]
     paragraphs = [*(f"warning: {one}" for one in warnings)]
-    if record.reason:
-        paragraphs.append(f"RDP is the figure of record, for {record.reason}.")
+    if reason:
+        paragraphs.append(f"RDP is the figure of record: {reason}.")
     paragraphs.append(_MEANING if math.isfinite(record.value) else _NO_PRIVACY)
     lines += [textwrap.fill(text, _WIDTH) for text in paragraphs]
     return Outcome(
@@ -243,7 +288,7 @@ def _outcome(setting: _Setting, cost: Cost, head: str, extra: dict[str, Any]) ->
             "adjacency": "add or remove one",
             "sampling": "poisson",
             "accountant": record.accountant,
-            "reason": record.reason,
+            "reason": reason,
             "epsilon": _pair(cost.per_round.value, record.value),
             "rdp": _pair(rdp.per_round.value, rdp.whole_run.value),
             "pld": _pair(*pld) if pld else None,
@@ -269,14 +314,13 @@ def _table(
     columns = range(1 if rounds == 1 else 2)
     first = max(len(label) for label, _ in rows)
 
-    def line(label: str, cells: Callable[[int], str]) -> str:
-        return (label.ljust(first) + "".join(f"{cells(c):>16}" for c in columns)).rstrip()
+    def line(label: str, cells: Sequence[str]) -> str:
+        return (label.ljust(first) + "".join(f"{cells[c]:>16}" for c in columns)).rstrip()
 
-    lines = [line("epsilon", lambda c: heads[c][0]), line("", lambda c: heads[c][1])]
+    lines = [line("epsilon", [head for head, _ in heads]), line("", [below for _, below in heads])]
     for label, values in rows:
-        lines.append(
-            line(label, lambda c, values=values: _figure(values[c]) if values else "not computed")
-        )
+        cells = ["not computed"] * 2 if values is None else [_figure(value) for value in values]
+        lines.append(line(label, cells))
     return lines
 
 

@@ -11,8 +11,8 @@ the client's share of the partition where their coin says so; those of the third
 taken out. From there on a canary is an example like any other: clients' examples, the counts that
 the server expects and the bytes that are predicted all come from the dealt partition.
 
-Which canaries, and whose, depends on ``canaries.seed``; the coins on ``canaries.coins`` too. Whoever
-guesses them must not look at the coins.
+Which canaries, and whose, depends on ``canaries.seed``; the coins on ``canaries.coins`` too. Who
+guesses the coins must not look at them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ import torch
 
 from core.examples import Examples
 from core.parameters import NamedTensors, ParameterVector
-from core.progress import StepCounter
 from core.seeds import derive_seed, torch_generator
 from core.wire import Record
 from distill.matching import MatchingConfig
@@ -41,13 +40,16 @@ from server.preparation import Preparation
 from server.transcript import Exchange, Transcript
 from strategies.base import ClientTask, arrays_of
 from strategies.feddm import FedDM
+from strategies.local_sgd import num_steps
 from strategies.mosaic import MosaicStrategy, decode
 
 MOST_NETWORKS = 24
 """Networks that an embedding or a matching gradient is taken at; further ones add little."""
 
-MOST_NUMBERS = 200_000_000
+MOST_NUMBERS = 50_000_000
 """Numbers in one client's parts; of own examples that would exceed it only the sum is explained."""
+
+_FLAT, _LEAST_RATIO = 10.0, 0.01
 
 _SIGNS: Mapping[str, float] = {"": 1.0, "delta/": 1.0, "direction/": -1.0}
 """How arrays of these prefixes point, as updates of the weights."""
@@ -123,7 +125,7 @@ class _Attacker:
             found = self._by_pixels(reply, canaries)
         else:
             found = self._by_class(name, exchange, partition_id, reply, canaries)
-        return found.cpu().to(torch.float64).numpy()
+        return np.asarray(found.cpu(), dtype=np.float64)
 
     def _own(self, partition_id: int) -> Examples:
         """The client's examples that are no canaries."""
@@ -150,19 +152,37 @@ class _Attacker:
         parameters.load({k: exchange.sent[k] for k in parameters.model.state_dict()})
         change = self._change(exchange.sent, reply)
         if any(name in reply for name in parameters.named(parameters.values)):
-            parameters.values.add_(change, alpha=0.5)
+            steps = num_steps(len(own), self._preparation.config)
+            parameters.values.add_(change, alpha=_middle(steps))
         most = max(1, MOST_NUMBERS // len(change) - len(canaries) - 1)
-        parts = [self._clipped(-self._gradients(canaries))]
-        if len(own) <= most:
-            parts.append(self._clipped(-self._gradients(own)))
-            parts.append(parts[1].sum(dim=0, keepdim=True))
-        else:
-            total = torch.zeros_like(change)
-            for rows in torch.arange(len(own)).split(most):
-                few = Examples(own.inputs[rows], own.labels[rows])
-                total += self._clipped(-self._gradients(few)).sum(dim=0)
-            parts.append(total[None])
-        return coefficients(torch.cat(parts), change)[: len(canaries)]
+        parts, total = [], torch.zeros_like(change)
+        for rows in torch.arange(len(own)).split(most):
+            few = Examples(own.inputs[rows], own.labels[rows])
+            parts.append(self._clipped(-self._gradients(few)))
+            total += parts[-1].sum(dim=0)
+            if len(own) > most:
+                parts.clear()
+        others = torch.cat(parts) if parts else total.new_zeros((0, len(total)))
+        return self._explain(self._clipped(-self._gradients(canaries)), others, total, change)
+
+    def _explain(
+        self,
+        canaries: torch.Tensor,
+        others: torch.Tensor,
+        total: torch.Tensor,
+        explained: torch.Tensor,
+    ) -> torch.Tensor:
+        """Coefficients of the canaries' parts, shape (n,).
+
+        Another example takes part for certain and only how often is unknown; the variance of that,
+        over a canary's, is the prior of its deviation from what all have in common.
+        """
+        privacy = self._preparation.config.privacy
+        rate = privacy.sampling_rate if privacy.is_example_level else 1.0
+        ratio = (1 - rate) / ((1 - rate) / 2 + rate / 4)
+        common = _FLAT * (total + canaries.sum(dim=0) / 2)
+        parts = torch.cat([canaries, max(ratio, _LEAST_RATIO) ** 0.5 * others, common[None]])
+        return coefficients(parts, explained)[: len(canaries)]
 
     def _change(self, sent: NamedTensors, reply: NamedTensors) -> torch.Tensor:
         """What a client did to the weights, up to a factor, shape (d,)."""
@@ -227,13 +247,14 @@ class _Attacker:
                 continue
             known = torch.cat([canaries.inputs[mine], own.inputs[own.labels == label]])
             if name == GRADIENT:
-                middle = (start[members] + images[members]) / 2
+                steps = self._preparation.config.section(MatchingConfig).iterations
+                middle = torch.lerp(start[members], images[members], _middle(steps))
                 parts = self._matching_gradients(networks, known, middle)
                 explained = (start[members] - images[members]).flatten()
             else:
                 parts, explained = self._embeddings(networks, known, images[members])
-            parts = torch.cat([parts, parts[len(mine) :].sum(dim=0, keepdim=True)])
-            found[mine] = coefficients(parts, explained)[: len(mine)]
+            others = parts[len(mine) :]
+            found[mine] = self._explain(parts[: len(mine)], others, others.sum(dim=0), explained)
         self._last[partition_id] = images
         return found
 
@@ -262,28 +283,39 @@ class _Attacker:
         generator = torch_generator(derive_seed(task.seed, "start"))
         return torch.randn(images.shape, generator=generator).to(images.device)
 
-    def _networks(self, task: ClientTask) -> list[torch.Tensor]:
+    def _networks(self, task: ClientTask) -> list[tuple[torch.Tensor, float]]:
+        """Networks that the client drew, evenly spaced, and how far a step at each moves an image.
+
+        With momentum an early step goes on moving it.
+        """
         strategy, config = self._preparation.strategy, self._preparation.config
         assert isinstance(strategy, FedDM)
         number = config.section(MatchingConfig).iterations
+        momentum = config.section(MatchingConfig).momentum
         if config.privacy.mechanism == "feature":
             number = config.privacy.steps
         draw = strategy.draws(task)
         found = []
-        for _ in range(min(number, MOST_NETWORKS)):
+        kept = set(np.linspace(0, number - 1, min(number, MOST_NETWORKS)).astype(int).tolist())
+        for step in range(number):
             draw(self._parameters.values)
-            found.append(self._parameters.values.clone())
+            if step in kept:
+                reach = (1 - momentum ** (number - step)) / (1 - momentum)
+                found.append((self._parameters.values.clone(), reach))
         return found
 
     def _matching_gradients(
-        self, networks: list[torch.Tensor], real: torch.Tensor, synthetic: torch.Tensor
+        self,
+        networks: list[tuple[torch.Tensor, float]],
+        real: torch.Tensor,
+        synthetic: torch.Tensor,
     ) -> torch.Tensor:
         """Of each real image, summed over networks, shape (n, d)."""
         config = self._preparation.config.section(MatchingConfig)
         model = embedding_of(self._parameters.model)
         total = real.new_zeros((len(real), synthetic.numel()))
         with self._parameters.frozen():
-            for weights in networks:
+            for weights, reach in networks:
                 self._parameters.values.copy_(weights)
                 gradients = example_gradients(
                     model,
@@ -292,22 +324,31 @@ class _Attacker:
                     logit_weight=config.logit_weight,
                     augment=lambda images: images,
                 )
-                total += self._clipped(torch.cat([part.flatten(1) for part in gradients]))
+                total += reach * self._clipped(torch.cat([part.flatten(1) for part in gradients]))
         return total
 
     @torch.no_grad()
     def _embeddings(
-        self, networks: list[torch.Tensor], real: torch.Tensor, synthetic: torch.Tensor
+        self,
+        networks: list[tuple[torch.Tensor, float]],
+        real: torch.Tensor,
+        synthetic: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each real image, shape (n, d), and the mean of the synthetic ones, shape (d,)."""
         model = embedding_of(self._parameters.model)
-        parts, means = [], []
-        for weights in networks:
+        parts: list[torch.Tensor] = []
+        means: list[torch.Tensor] = []
+        for weights, _ in networks:
             self._parameters.values.copy_(weights)
             for images, found in ((real, parts), (synthetic, means)):
                 features = model.embed(images)
                 found.append(torch.cat([features, model.classifier(features)], dim=1))
         return torch.cat(parts, dim=1), torch.cat(means, dim=1).mean(dim=0)
+
+
+def _middle(steps: int) -> float:
+    """How far along a change its steps were taken on average, from 0 to 1/2."""
+    return (steps - 1) / (2 * steps)
 
 
 def coefficients(parts: torch.Tensor, explained: torch.Tensor) -> torch.Tensor:
@@ -324,7 +365,7 @@ def coefficients(parts: torch.Tensor, explained: torch.Tensor) -> torch.Tensor:
         Shape (n,), float64.
     """
     rows = parts.to(torch.float64)
-    scale = rows.norm(dim=1).median().clamp(min=1e-12)
+    scale = rows.norm(dim=1).max().clamp(min=1e-12)
     rows, target = rows / scale, explained.to(torch.float64)
     size = len(target)
     values, vectors = torch.linalg.eigh(rows @ rows.T)
@@ -334,10 +375,11 @@ def coefficients(parts: torch.Tensor, explained: torch.Tensor) -> torch.Tensor:
     squares = torch.where(kept, projected.square() / values.clamp(min=1e-30), 0.0)
     left = (target.square().sum() - squares.sum()).clamp(min=0)
     best, chosen = -torch.inf, 1.0
-    for ridge in torch.logspace(-6, 4, 41, dtype=torch.float64).tolist():
+    for ridge in torch.logspace(-10, 4, 57, dtype=torch.float64).tolist():
         spread = (values / ridge + 1)[kept]
         variance = ((squares[kept] / spread).sum() + left) / size
         evidence = -0.5 * (spread.log().sum() + size * torch.log(variance.clamp(min=1e-300)))
         if evidence > best:
             best, chosen = float(evidence), ridge
-    return vectors @ (projected / (values + chosen))
+    found: torch.Tensor = vectors @ (projected / (values + chosen))
+    return found

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -139,8 +139,9 @@ def accountant_name(name: str) -> AccountantName:
     Raises:
         ConfigError: It is not, or it is GDP's.
     """
-    if name == "prv" or name == "rdp":
-        return name
+    for known in get_args(AccountantName):
+        if name == known:
+            return cast(AccountantName, known)
     rule = _GDP if name.lower() == "gdp" else "must be one of prv, rdp"
     raise ConfigError([Problem("accountant", name, rule)])
 
@@ -442,8 +443,8 @@ def _calibrate(
         reason = found.epsilon.reason if found else "PRV finds no noise that costs as much"
     if by_rdp is None:
         rule = (
-            f"is reached by no noise at delta {delta:g}, sampling rate {sampling_rate:g} and "
-            f"{steps} steps, as the accountant sees it; raise it, or delta"
+            f"is reached by no noise by {name.upper()} at delta {delta:g}, sampling rate "
+            f"{sampling_rate:g} and {steps} steps; raise it, or delta"
         )
         raise ConfigError([Problem("epsilon", f"{target:g}", rule)])
     return Calibration(by_rdp.noise_multiplier, Epsilon(by_rdp.epsilon.value, "rdp", reason))

@@ -208,7 +208,11 @@ def sizes_to_try(num_canaries: int) -> tuple[Guesses, ...]:
 
 
 def judge(
-    scores: Mapping[str, Scores], included: Bits, *, claim: float | None, delta: float,
+    scores: Mapping[str, Scores],
+    included: Bits,
+    *,
+    claim: float | None,
+    delta: float,
     confidence: float,
 ) -> Verdict:
     """Guess the canaries with the highest scores in and those with the lowest out, and bound.
@@ -229,10 +233,7 @@ def judge(
     trial_confidence = 1 - (1 - confidence) / (len(scores) * len(sizes))
     findings = tuple(
         max(
-            (
-                _finding(name, values, included, size, delta, trial_confidence)
-                for size in sizes
-            ),
+            (_finding(name, values, included, size, delta, trial_confidence) for size in sizes),
             key=lambda finding: finding.lower_bound,
         )
         for name, values in scores.items()
@@ -267,7 +268,7 @@ class TruePositives:
     Attributes:
         false_positive_rate: At most this share of the others is taken for members.
         rate: Of the members.
-        interval: Clopper-Pearson's, as if all were independent.
+        interval: Clopper-Pearson's, of the threshold that was found and as if all were independent.
         confidence: Of the interval.
         resolved: Whether there are others enough: fewer than one over the rate allow no false
             positive at all.
@@ -353,9 +354,9 @@ def lira_scores(statistics: Scores, included: Bits) -> Scores:
     return scores
 
 
-def membership(scores: Scores, members: Bits, num_runs: int, confidence: float) -> (
-    MembershipInference
-):
+def membership(
+    scores: Scores, members: Bits, num_runs: int, confidence: float
+) -> MembershipInference:
     """ROC of scores, shape (n,), higher for members; those that are NaN are left out."""
     known = ~np.isnan(scores)
     positive, negative = scores[known & members], scores[known & ~members]
@@ -397,9 +398,7 @@ def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[flo
     tail = (1 - confidence) / 2
     low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
     high = (
-        stats.beta.ppf(1 - tail, successes + 1, trials - successes)
-        if successes < trials
-        else 1.0
+        stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
     )
     return float(low), float(high)
 

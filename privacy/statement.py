@@ -266,7 +266,7 @@ class _ExampleWords:
         return {
             "dp-sgd": "the gradient of every sampled example",
             "gradient": "the matching gradient of every sampled example",
-            "feature": "the embedding of every sampled example (and a constant beside it, to count)",
+            "feature": "the embedding of every sampled example (with a constant, to count)",
         }[self._plan.mechanism]
 
     def released(self, images_sent: ImagesSent) -> tuple[str, ...]:

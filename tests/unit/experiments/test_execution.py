@@ -668,3 +668,32 @@ def test_where_clients_run_may_change_in_the_middle(
     study.run(base=study.base(**{"checkpoint-every": 3}))
     assert [given["checkpoint-every"] for given in changes] == [3]
     assert not {"runs", "name", "rounds"} & changes[0].keys()
+
+
+def test_a_reference_runs_once_for_all_budgets(tmp_path: Path, fake_runs: FakeRuns) -> None:
+    study = Study(tmp_path, fake_runs)
+    tables: dict[str, Any] = {
+        "seeds": [0],
+        "tuning": None,
+        "settings": [
+            {"label": "e1", "privacy.epsilon": 1.0},
+            {"label": "e8", "privacy.epsilon": 8.0},
+        ],
+        "methods": [
+            {"label": "dp", "strategy": "fedavg", "privacy.mechanism": "dp-sgd"},
+            {"label": "plain", "strategy": "fedavg"},
+        ],
+    }
+    result = study.run(**tables)
+    assert study.actions == {
+        "dp-e1-seed0": "todo",
+        "plain-e1-seed0": "todo",
+        "dp-e8-seed0": "todo",
+        "plain-e8-seed0": "same",
+    }
+    assert study.fake.took() == ["run dp-e1-seed0", "run plain-e1-seed0", "run dp-e8-seed0"]
+    assert [run.name for run, _ in result.runs] == list(study.actions)
+    assert load_run(study.folder / "plain-e8-seed0").name == "plain-e8-seed0"
+    study.run(**tables)
+    assert set(study.actions.values()) == {"done"}
+    assert study.fake.took() == []

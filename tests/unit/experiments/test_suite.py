@@ -465,3 +465,57 @@ def test_run_folders_in_a_folder_leave_out_those_moved_aside(tmp_path: Path) -> 
     assert run_folders(tmp_path) == [tmp_path / "a", tmp_path / "b"]
     assert run_folders(tmp_path / "a") == [tmp_path / "a"]
     assert run_folders(tmp_path / "no-run") == [tmp_path / "no-run"]
+
+
+BUDGETS: list[dict[str, object]] = [
+    {"label": "e1", "privacy.epsilon": 1.0},
+    {"label": "e8", "privacy.epsilon": 8.0},
+]
+
+
+def dp(label: str, **keys: object) -> dict[str, object]:
+    return {"label": label, "strategy": "fedavg", "privacy.mechanism": "dp-sgd", **keys}
+
+
+def test_a_reference_takes_no_privacy_keys_of_base_and_settings() -> None:
+    parsed = suite(
+        base={"privacy.delta": 1e-6},
+        settings=BUDGETS,
+        methods=[dp("dp"), {"label": "plain", "strategy": "fedavg"}],
+    )
+    by_name = {run.name: run.config.privacy for run in parsed.runs}
+    assert (by_name["dp-e8-seed0"].epsilon, by_name["dp-e8-seed0"].delta) == (8.0, 1e-6)
+    assert not by_name["plain-e8-seed0"].is_private
+    plain = [run.config.identity() for run in parsed.runs if run.method == "plain"]
+    assert len(set(plain)) == 1
+
+
+def test_a_method_may_leave_the_mechanism_of_the_base() -> None:
+    parsed = suite(
+        base={"privacy.mechanism": "dp-sgd", "privacy.epsilon": 2.0, "strategy": "fedavg"},
+        methods=[{"label": "dp"}, {"label": "plain", "privacy.mechanism": "none"}],
+    )
+    assert [run.config.privacy.mechanism for run in parsed.runs] == ["dp-sgd", "none"]
+
+
+def test_what_a_reference_gives_itself_is_still_refused() -> None:
+    found = problems_of(
+        {"methods": [{"label": "plain", "strategy": "fedavg", "privacy.epsilon": 1.0}]}
+    )
+    assert "is read only with privacy.mechanism=" in found["methods.plain.privacy.epsilon"].rule
+
+
+def test_unlike_units_are_refused_when_the_suite_is_read() -> None:
+    client = dp("clients") | {"privacy.mechanism": "client"}
+    found = problems_of({"settings": BUDGETS, "methods": [dp("a"), client, dp("b")]})
+    rule = found["privacy.mechanism"].rule
+    assert "unlike units (one example: a and b; one client: clients)" in rule
+    assert "split the suite" in rule
+    parse_suite({"name": "s", "settings": BUDGETS, "methods": [client]})
+
+
+def test_unlike_deltas_are_refused_when_the_suite_is_read() -> None:
+    methods = [dp("a", **{"privacy.delta": 1e-6}), dp("b"), dp("c", **{"privacy.delta": 1e-6})]
+    found = problems_of({"settings": BUDGETS, "methods": methods})
+    assert "unlike deltas (1e-06: a and c; 1e-05: b)" in found["privacy.delta"].rule
+    assert "split the suite" in found["privacy.delta"].rule

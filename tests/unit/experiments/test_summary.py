@@ -16,7 +16,7 @@ from experiments.execution import SuiteResult
 from experiments.suite import SuiteRun, parse_suite
 from experiments.summary import Cell, summarise, to_json, to_text
 from experiments.tuning import Trial, Tried, Tuned
-from report.loading import LoadedRun
+from report.loading import LoadedRun, NoisedPrivacy, PrivacyStatement, SpentPrivacy
 from tests.unit.experiments.conftest import round_record
 
 Tests = Mapping[tuple[str, int], tuple[float, ...]]
@@ -250,3 +250,44 @@ def test_a_method_whose_runs_all_failed_has_a_row_of_dashes() -> None:
 def test_a_table_fits_eighty_columns() -> None:
     found = result(COMPLETE, **{"target-accuracy": 0.9})
     assert max(map(len, to_text(found).splitlines())) <= 80
+
+
+def spent(run: LoadedRun, epsilon: float | None, note: str = "") -> LoadedRun:
+    noised = NoisedPrivacy(
+        unit="example", mechanism="dp-sgd", delta=1e-5, noise_multiplier=1.5, clip=1.0,
+        sampling_rate=0.1, steps_per_round=5, rounds=2, accountant="prv", budget=4.0,
+        epsilon_per_round=2.0, epsilon_whole_run=3.995, rdp_epsilon_per_round=2.5,
+        rdp_epsilon_whole_run=4.5,
+        spent=SpentPrivacy(epsilon, "prv", note, {0: epsilon}, epsilon),
+    )  # fmt: skip
+    return dataclasses.replace(run, privacy=PrivacyStatement("words", "none", "words", noised))
+
+
+def test_rows_gain_epsilon_where_any_run_is_private() -> None:
+    found = result(COMPLETE)
+    assert "epsilon" not in to_text(found)
+    runs = tuple((run, spent(one, 3.5) if run.method == "avg" else one) for run, one in found.runs)
+    private = dataclasses.replace(found, runs=runs)
+    _, _, table = to_text(private).partition("\nmethod")
+    head, *rows = table.splitlines()
+    assert "epsilon per example" in head
+    by_label = {row.split()[0]: row for row in rows if row}
+    assert " 3.5 " in by_label["avg"] and " no noise " in by_label["dm"]
+    told = json_by_method(private)
+    assert told["avg"]["epsilon"] == {"mean": 3.5, "std": 0.0}
+    assert told["avg"]["privacy"] == {
+        "mechanism": "dp-sgd", "unit": "example", "delta": 1e-5, "budget": 4.0,
+        "noise_multiplier": 1.5, "accountant": "prv", "note": "",
+    }  # fmt: skip
+    assert told["dm"]["epsilon"] is told["dm"]["privacy"] is None
+
+
+def test_a_refused_epsilon_is_no_number_in_the_summary() -> None:
+    found = result(COMPLETE)
+    runs = tuple(
+        (run, spent(one, None, "refused: seeded noise") if run.method == "avg" else one)
+        for run, one in found.runs
+    )
+    refused = dataclasses.replace(found, runs=runs)
+    assert "refused: seeded noise" in to_text(refused)
+    assert json_by_method(refused)["avg"]["epsilon"] is None

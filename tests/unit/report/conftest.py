@@ -308,6 +308,66 @@ def judged_as(
     return load_run(path)
 
 
+def make_private(
+    path: Path,
+    epsilons: Sequence[float | None],
+    *,
+    unit: str = "example",
+    mechanism: str = "dp-sgd",
+    delta: float = 1e-5,
+    budget: float | None = 4.0,
+    laggard: int | None = None,
+    note: str = "",
+    all_runs: float | None = None,
+    snr: float | None = 0.5,
+) -> Path:
+    """Make a private run of one that is not.
+
+    Args:
+        path: The run folder, changed in place.
+        epsilons: Of the whole run so far, after each round from 0; None where it is refused.
+        unit: What is protected.
+        mechanism: As in ``privacy.mechanism``.
+        delta: Of every epsilon.
+        budget: The most that may be spent.
+        laggard: A client that is never asked.
+        note: Why epsilon is refused.
+        all_runs: Over all runs; as this run's by default.
+        snr: Signal-to-noise ratio of every round.
+    """
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    for record, epsilon in zip(lines, epsilons, strict=True):
+        record["clients"] = [c for c in record["clients"] if c["partition_id"] != laggard]
+        if epsilon is not None:
+            record["server"]["epsilon"] = epsilon
+            for client in record["clients"]:
+                client["metrics"]["epsilon"] = epsilon
+        if snr is not None and record["round"]:
+            record["server"]["snr"] = snr
+    (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = json.loads((path / "config.json").read_text())
+    own = {"privacy.mechanism": mechanism, "privacy.epsilon": budget or 0.0}
+    (path / "config.json").write_text(json.dumps({**config, **own, "privacy.delta": delta}))
+    statement = json.loads((path / "privacy.json").read_text())
+    spent = {
+        "epsilon": epsilons[-1],
+        "accountant": "prv",
+        "note": note,
+        "clients": {"0": epsilons[-1]},
+        "all_runs": epsilons[-1] if all_runs is None else all_runs,
+    }
+    statement |= {
+        "guarantee": "in words", "text": f"protects one {unit}", "unit": unit,
+        "mechanism": mechanism, "delta": delta, "noise_multiplier": 1.25, "clip": 0.75,
+        "sampling_rate": 0.0625, "steps_per_round": 17, "rounds": len(lines) - 1,
+        "accountant": "prv", "budget": budget, "epsilon_per_round": 0.625,
+        "epsilon_whole_run": 3.875, "rdp_epsilon_per_round": 0.875,
+        "rdp_epsilon_whole_run": 4.625, "spent": spent,
+    }  # fmt: skip
+    (path / "privacy.json").write_text(json.dumps(statement))
+    return path
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`write_run` into the test's own folder."""

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.errors import RecordError
+from report import comparison
 from report.comparison import Entry, write_comparison
 from report.loading import LoadedRun, load_run, load_runs
-from tests.unit.report.conftest import judged_as
+from tests.unit.report.conftest import judged_as, make_private
 
 MakeRun = Callable[..., Path]
 Table = dict[str, dict[str, str]]
@@ -254,3 +257,133 @@ def test_a_place_that_cannot_be_written_to_is_named(make_run: MakeRun, tmp_path:
     entry = Entry("", "feddm", (load_run(make_run(rounds=1)),), 1)
     with pytest.raises(RecordError, match=r"comparison\.md cannot be written"):
         write_comparison([entry], tmp_path / "file", title="t", target_accuracy=None, notes=[])
+
+
+Private = Callable[..., tuple[LoadedRun, ...]]
+
+
+@pytest.fixture
+def private(make_run: MakeRun) -> Private:
+    """Two seeds of a method at a budget."""
+
+    def make(label: str, budget: float | None, tests: tuple[float, float], **terms: Any) -> Any:
+        runs = []
+        for seed, test in enumerate(tests):
+            path = make_run("fedavg", seed, rounds=1, name=f"{label}-{budget}-{seed}")
+            spent = 14.0 + seed / 10 if budget is None else budget - 0.005
+            make_private(path, [0, spent], budget=budget, **terms)
+            runs.append(judged_as(path, test=[0.1, test]))
+        return tuple(runs)
+
+    return make
+
+
+def test_a_privacy_suite_is_a_table_of_methods_by_epsilon(
+    private: Private, make_run: MakeRun, tmp_path: Path
+) -> None:
+    plain = tuple(
+        judged_as(make_run("fedavg", seed, rounds=1, name=f"plain{seed}"), test=[0.1, test])
+        for seed, test in enumerate((0.9, 0.94))
+    )
+    entries = [
+        Entry("eps1", "dp", private("dp", 1.0, (0.4, 0.5)), 2),
+        Entry("eps1", "dm", private("dm", 1.0, (0.6, 0.7)), 2),
+        Entry("eps1", "plain", plain, 2),
+        Entry("eps8", "dp", private("dp", 8.0, (0.7, 0.8)), 2),
+        Entry("eps8", "dm", private("dm", 8.0, (0.75, 0.75)), 2),
+        Entry("eps8", "plain", plain, 2),
+        Entry("paper", "dp", private("dp", None, (0.8, 0.9)), 2),
+    ]
+    markdown, tex = written(entries, tmp_path)
+    by_epsilon, first = tables_of(markdown)[:2]
+    spread = f"{100 * statistics.stdev([0.4, 0.5]):.2f}"
+    assert by_epsilon == {
+        "dp": {
+            "Epsilon 1": f"45.00 ± {spread}", "Epsilon 8": f"75.00 ± {spread}",
+            "paper": f"85.00 ± {spread}", "No noise": "—",
+        },
+        "dm": {
+            "Epsilon 1": f"65.00 ± {spread}", "Epsilon 8": "75.00 ± 0", "paper": "—",
+            "No noise": "—",
+        },
+        "plain": {
+            "Epsilon 1": "—", "Epsilon 8": "—", "paper": "—",
+            "No noise": f"92.00 ± {100 * statistics.stdev([0.9, 0.94]):.2f}",
+        },
+    }  # fmt: skip
+    assert {name: row["Epsilon per example"] for name, row in first.items()} == {
+        "dp": "0.995", "dm": "0.995", "plain": "no noise",
+    }  # fmt: skip
+    assert "Epsilons on record: Epsilon 1: 0.995; Epsilon 8: 7.995; paper: 14.05." in markdown
+    assert "![Test accuracy against epsilon](comparison/epsilon-01.svg)" in markdown
+    for suffix in ("svg", "pdf"):
+        assert (tmp_path / "comparison" / f"epsilon-01.{suffix}").stat().st_size > 1000
+    assert r"\includegraphics[width=\linewidth]{comparison/epsilon-01.pdf}" in tex
+    assert "Method & Epsilon 1 & Epsilon 8 & paper & No noise" in tex
+
+
+def test_the_figure_holds_the_points_of_the_records(
+    private: Private, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Any, str]] = []
+
+    def keep(methods: Any, title: str) -> tuple[bytes, bytes]:
+        drawn.append((methods, title))
+        return b"<svg/>", b"%PDF"
+
+    monkeypatch.setattr(comparison, "draw_against_epsilon", keep)
+    entries = [
+        Entry("eps8", "dp", private("dp", 8.0, (0.7, 0.8)), 2),
+        Entry("eps1", "dp", private("dp", 1.0, (0.4, 0.5)), 2),
+    ]
+    written(entries, tmp_path)
+    (((one,), title),) = drawn
+    assert [(p.epsilon, p.accuracy.mean, p.budget) for p in one.points] == [
+        (pytest.approx(0.995), pytest.approx(0.45), 1.0),
+        (pytest.approx(7.995), pytest.approx(0.75), 8.0),
+    ]
+    assert one.reference is None
+    assert title == "Epsilon of the whole run (one example, delta 1e-05)"
+
+
+@pytest.mark.parametrize("unlike", [{"unit": "client", "mechanism": "client"}, {"delta": 1e-4}])
+def test_unlike_epsilons_are_not_drawn_and_the_reason_is_told(
+    private: Private, tmp_path: Path, unlike: dict[str, Any]
+) -> None:
+    entries = [
+        Entry("", "dp", private("dp", 1.0, (0.4, 0.5)), 2),
+        Entry("", "other", private("other", 1.0, (0.4, 0.5), **unlike), 2),
+    ]
+    markdown, tex = written(entries, tmp_path)
+    assert "because these epsilons do not compare" in markdown
+    assert "because these epsilons do not compare" in tex
+    assert not list((tmp_path / "comparison").glob("epsilon*"))
+    cells = [row["Epsilon" if "unit" in unlike else "Epsilon per example"]
+             for row in tables_of(markdown)[0].values()]  # fmt: skip
+    unit, delta = unlike.get("unit", "example"), unlike.get("delta", 1e-5)
+    assert cells == ["0.995 (example, delta 1e-05)", f"0.995 ({unit}, delta {delta:g})"]
+
+
+def test_settings_of_unlike_tasks_have_a_figure_each(private: Private, tmp_path: Path) -> None:
+    def entries(alpha: float) -> list[Entry]:
+        found = []
+        for budget in (1.0, 8.0):
+            runs = private(f"a{alpha}", budget, (0.4, 0.5))
+            skewed = tuple(
+                dataclasses.replace(run, config={**run.config, "partition.alpha": alpha})
+                for run in runs
+            )
+            found.append(Entry(f"a{alpha}-e{budget:g}", "dp", skewed, 2))
+        return found
+
+    markdown, _ = written([*entries(0.1), *entries(0.5)], tmp_path)
+    assert "## Accuracy against epsilon: a0.1-e1 and a0.1-e8" in markdown
+    assert "## Accuracy against epsilon: a0.5-e1 and a0.5-e8" in markdown
+    assert len(list((tmp_path / "comparison").glob("epsilon-*.svg"))) == 2
+
+
+def test_refused_epsilon_has_no_point(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_private(make_run("fedavg", rounds=1), [None, None], note="refused: seeded noise")
+    markdown, _ = written([Entry("", "dp", (load_run(path),), 1)], tmp_path)
+    assert "Accuracy against epsilon" not in markdown
+    assert tables_of(markdown)[0]["dp"]["Epsilon per example"] == "refused: seeded noise"

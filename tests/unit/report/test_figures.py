@@ -13,6 +13,7 @@ from report import figures
 from report.curves import curve
 from report.loading import load_runs
 from report.methods import Method, compare
+from tests.unit.report.conftest import make_private
 
 MakeRun = Callable[..., Path]
 
@@ -222,3 +223,89 @@ def test_what_plotly_would_read_as_html_is_escaped(make_run: MakeRun) -> None:
 def test_styles_stay_apart_beyond_the_palette(methods: tuple[Method, ...]) -> None:
     styles = {figures.style_of(index, methods[0]) for index in range(40)}
     assert len(styles) == 40
+
+
+def private_methods(make_run: MakeRun) -> tuple[Method, ...]:
+    """Two budgets of one method, and a reference under both."""
+    paths = []
+    for budget in (1.0, 8.0):
+        path = make_run("fedavg", rounds=2, name=f"dp{budget}")
+        paths.append(make_private(path, [0, budget / 2, budget - 0.005], budget=budget))
+    return methods_of([*paths, make_run("fedprox", rounds=2)])
+
+
+def test_points_lie_at_the_epsilon_on_record(make_run: MakeRun) -> None:
+    methods = private_methods(make_run)
+    figure = figures.accuracy_by_epsilon(methods)
+    assert figure is not None
+    go.Figure(figure)
+    points = lines(figure)
+    assert list(points) == [method.label for method in methods[:2]]
+    for method, epsilon in zip(methods, (0.995, 7.995), strict=False):
+        (accuracy,) = curve(method.runs).accuracy[-1:]
+        assert points[method.label]["x"] == [epsilon]
+        assert points[method.label]["y"] == [pytest.approx(100 * accuracy)]
+        assert "error_y" not in points[method.label]
+    joining = figure["data"][0]
+    assert (joining["mode"], joining["x"]) == ("lines", [0.995, 7.995])
+    axis = figure["layout"]["xaxis"]
+    assert (axis["type"], axis["tickvals"]) == ("log", [1.0, 8.0])
+
+
+def test_a_method_without_noise_is_a_dashed_line_and_never_a_point(make_run: MakeRun) -> None:
+    methods = private_methods(make_run)
+    figure = figures.accuracy_by_epsilon(methods)
+    assert figure is not None
+    (shape,) = figure["layout"]["shapes"]
+    (note,) = figure["layout"]["annotations"]
+    level = 100 * curve(methods[2].runs).accuracy[-1]
+    assert shape["y0"] == shape["y1"] == pytest.approx(level)
+    assert shape["line"]["dash"] == "dash"
+    assert note["text"].startswith("fedprox, no noise ")
+    assert "fedprox" not in lines(figure)
+    assert figures.accuracy_by_epsilon(methods[2:]) is None
+
+
+def test_seeds_are_whiskers_on_the_page(make_run: MakeRun) -> None:
+    paths = [make_private(make_run("fedavg", seed, rounds=1), [0, 2.0]) for seed in (0, 1, 2)]
+    (method,) = methods_of(paths)
+    figure = figures.accuracy_by_epsilon([method])
+    assert figure is not None
+    (point,) = figure["data"]
+    means = curve(method.runs)
+    top = point["y"][0] + point["error_y"]["array"][0]
+    bottom = point["y"][0] - point["error_y"]["arrayminus"][0]
+    assert top == pytest.approx(100 * means.highest[-1])
+    assert bottom == pytest.approx(100 * means.lowest[-1])
+
+
+def test_epsilon_by_round_is_of_one_unit_and_delta(make_run: MakeRun) -> None:
+    example = make_private(make_run("fedavg", rounds=2), [0, 1.0, 2.0], laggard=1)
+    client = make_private(
+        make_run("fedprox", rounds=2), [0, 5.0, 9.0], unit="client", mechanism="client"
+    )
+    methods = methods_of([example, client])
+    figure = figures.epsilon_by_round(methods, ("example", 1e-5))
+    assert figure is not None
+    band, line = figure["data"]
+    assert (line["name"], line["x"], line["y"]) == ("fedavg", [0, 1, 2], [0, 1.0, 2.0])
+    assert band["y"] == [0, 1.0, 2.0, 0, 0, 0]
+    other = figures.epsilon_by_round(methods, ("client", 1e-5))
+    assert other is not None and list(lines(other)) == ["fedprox"]
+    assert figures.epsilon_by_round(methods, ("client", 1e-6)) is None
+    signal = figures.signal_by_round(methods)
+    assert signal is not None
+    assert {name: trace["y"] for name, trace in lines(signal).items()} == {
+        "fedavg": [0.5, 0.5], "fedprox": [0.5, 0.5],
+    }  # fmt: skip
+    for drawn in (figure, signal):
+        go.Figure(drawn)
+
+
+def test_ratios_far_apart_have_a_logarithmic_axis(make_run: MakeRun) -> None:
+    paths = [
+        make_private(make_run(name, rounds=1), [0, 1.0], snr=snr)
+        for name, snr in (("fedavg", 0.01), ("fedprox", 4.0))
+    ]
+    signal = figures.signal_by_round(methods_of(paths))
+    assert signal is not None and signal["layout"]["yaxis"]["type"] == "log"

@@ -18,7 +18,7 @@ from report.html import write_report
 from report.loading import load_runs
 from report.methods import compare
 from report.tables import result_rows, to_csv, to_markdown
-from tests.unit.report.conftest import judged_as
+from tests.unit.report.conftest import judged_as, make_private
 
 MakeRun = Callable[..., Path]
 
@@ -446,3 +446,53 @@ def test_text_and_lines_stand_out_in_light_and_dark(make_run: MakeRun, tmp_path:
         assert len(series) == 8
         for name in series:
             assert contrast(colours[name], colours["paper"]) >= 4.0, name
+
+
+def test_the_privacy_section_of_private_runs(make_run: MakeRun, tmp_path: Path) -> None:
+    private = make_private(make_run("fedavg", rounds=2), [0, 1.5, 2.5])
+    text = report([private, make_run("fedprox", rounds=2)], tmp_path)
+    page = Page(text)
+    ids = {attrs.get("id") for tag, attrs in page.tags if tag == "div"}
+    assert {"plot-epsilon-accuracy", "plot-epsilon-0", "plot-signal"} <= ids
+    for told in (
+        "Epsilon of one round", "Epsilon of the whole run", "0.625", "2.5", "0.875, 4.625",
+        "Epsilon of the whole run for one example, at delta 1e-05: fedavg 2.5.",
+        "No privacy guarantee: fedprox.", "protects one example",
+    ):  # fmt: skip
+        assert told in page.prose, told
+    assert "do not compare" not in page.prose
+
+
+def test_unlike_epsilons_share_no_axis_and_the_page_says_why(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    example = make_private(make_run("fedavg", rounds=1), [0, 2.5])
+    client = make_private(
+        make_run("fedprox", rounds=1), [0, 1.5], unit="client", mechanism="client"
+    )
+    page = Page(report([example, client], tmp_path))
+    ids = {attrs.get("id") for tag, attrs in page.tags if tag == "div"}
+    assert "plot-epsilon-accuracy" not in ids
+    assert {"plot-epsilon-0", "plot-epsilon-1"} <= ids  # each unit has an axis of its own
+    assert (
+        "these epsilons do not compare: that for one example at delta 1e-05 of fedavg; that for "
+        "one client at delta 1e-05 of fedprox. Report each kind by itself."
+    ) in page.prose
+
+
+def test_without_private_runs_the_page_has_no_epsilon(
+    three_methods: list[Path], tmp_path: Path
+) -> None:
+    page = Page(report(three_methods, tmp_path))
+    assert not any("epsilon" in (attrs.get("id") or "") for _, attrs in page.tags)
+    assert "This is the plain demonstration" in page.prose
+
+
+def test_refused_epsilon_is_no_number_anywhere(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_private(
+        make_run("fedavg", rounds=1), [None, None], note="refused: seeded noise", snr=None
+    )
+    page = Page(report([path], tmp_path))
+    ids = {attrs.get("id") for tag, attrs in page.tags if tag == "div"}
+    assert not {"plot-epsilon-accuracy", "plot-epsilon-0", "plot-signal"} & ids
+    assert page.prose.count("refused: seeded noise") >= 2

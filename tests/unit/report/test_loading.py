@@ -15,6 +15,7 @@ from core.errors import RecordError
 from core.records import RunFolder
 from report.loading import Resumption, load_run, load_runs, read_tesserae
 from report.methods import compare
+from tests.unit.report.conftest import make_private
 
 MakeRun = Callable[..., Path]
 
@@ -384,3 +385,60 @@ def test_damaged_tesserae_are_named(make_run: MakeRun, tensors: dict[str, Any]) 
         path.write_bytes(b"not a tensor file")
     with pytest.raises(RecordError, match="round-0001"):
         read_tesserae(run, 1)
+
+
+def test_privacy_of_a_private_run_is_read_with_what_it_has_spent(make_run: MakeRun) -> None:
+    path = make_private(make_run("fedavg", rounds=2), [0, 1.5, 2.5], all_runs=3.5)
+    run = load_run(path)
+    assert run.noised is not None
+    assert run.noised.terms == ("example", 1e-5)
+    assert (run.noised.noise_multiplier, run.noised.steps_per_round) == (1.25, 17)
+    assert run.epsilon == 2.5
+    assert run.noised.spent.clients == {0: 2.5}
+    assert run.noised.spent.all_runs == 3.5
+    assert load_run(make_run("fedprox", rounds=1)).noised is None
+
+
+def test_before_the_first_round_nothing_is_spent(make_run: MakeRun) -> None:
+    path = make_private(make_run("fedavg", rounds=1), [0, 1.5])
+    statement = json.loads((path / "privacy.json").read_text())
+    del statement["spent"]
+    (path / "privacy.json").write_text(json.dumps(statement))
+    run = load_run(path)
+    assert run.noised is not None
+    assert run.epsilon is None and run.noised.spent.note == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"delta": "1e-5"}, "delta"),
+        ({"unit": None}, "unit"),
+        ({"budget": True}, "budget"),
+        ({"spent": {"epsilon": 1.0}}, "spent"),
+        ({"spent": []}, "spent"),
+        (
+            {"spent": {"epsilon": "low", "accountant": "prv", "note": "", "clients": {},
+                       "all_runs": None}},
+            "spent",
+        ),
+    ],
+)  # fmt: skip
+def test_a_damaged_promise_is_refused_by_name(
+    make_run: MakeRun, changes: dict[str, Any], named: str
+) -> None:
+    path = make_private(make_run("fedavg", rounds=1), [0, 1.5])
+    edit_json(path / "privacy.json", **changes)
+    with pytest.raises(RecordError, match=rf"privacy.json has {named}="):
+        load_run(path)
+
+
+@pytest.mark.parametrize("part", ["server", "client"])
+def test_an_epsilon_that_is_no_number_is_refused(make_run: MakeRun, part: str) -> None:
+    path = make_private(make_run("fedavg", rounds=1), [0, 1.5])
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    where = lines[1]["server"] if part == "server" else lines[1]["clients"][0]["metrics"]
+    where["epsilon"] = "low"
+    (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RecordError, match="not numbers"):
+        load_run(path)

@@ -14,7 +14,16 @@ from matplotlib.figure import Figure
 from report import static_figures
 from report.curves import curve
 from report.loading import LoadedRun, load_run, load_runs
-from report.static_figures import COLOURS, Panel, Series, draw_curves, draw_final_accuracies
+from report.privacy import EpsilonPoint
+from report.static_figures import (
+    COLOURS,
+    Against,
+    Panel,
+    Series,
+    draw_against_epsilon,
+    draw_curves,
+    draw_final_accuracies,
+)
 from report.tables import Statistic
 
 MakeRun = Callable[..., Path]
@@ -195,3 +204,50 @@ def test_colours_stay_apart_for_the_colour_blind(deficiency: str) -> None:
     for one, other in itertools.combinations(COLOURS, 2):
         difference = np.linalg.norm(lab(one, deficiency) - lab(other, deficiency))
         assert difference > 10, (one, other, float(difference))
+
+
+def against(make_run: MakeRun) -> list[Against]:
+    """A method at two budgets, one at a single epsilon without a budget, and a reference."""
+    run = load_run(make_run(rounds=1))
+    points = (
+        EpsilonPoint(0.995, Statistic(0.5, 0.02), 0.48, 0.52, 1.0),
+        EpsilonPoint(7.99, Statistic(0.8, 0.01), 0.79, 0.81, 8.0),
+    )
+    lone = (EpsilonPoint(14.05, Statistic(0.7, 0.03), 0.67, 0.73, None),)
+    return [
+        Against(Series("dp", 0, (run,), False), points),
+        Against(Series("lone", 1, (run,), False), lone),
+        Against(Series("plain, no noise", 2, (run,), False), (), Statistic(0.9, 0.04)),
+    ]
+
+
+def test_points_against_epsilon_are_the_records(make_run: MakeRun, drawn: list[Figure]) -> None:
+    methods = against(make_run)
+    draw_against_epsilon(methods, "Epsilon (one example)")
+    (axis,) = drawn[0].axes
+    by_colour = {
+        to_rgba(line.get_color()): line for line in axis.lines if line.get_marker() != "None"
+    }
+    dp = by_colour[to_rgba(methods[0].series.colour)]
+    np.testing.assert_allclose(np.array(dp.get_data(), dtype=float), [[0.995, 7.99], [50, 80]])
+    lone = by_colour[to_rgba(methods[1].series.colour)]
+    np.testing.assert_allclose(np.array(lone.get_data(), dtype=float), [[14.05], [70]])
+    band = np.array(axis.collections[0].get_paths()[0].vertices)
+    assert {(x, round(y, 6)) for x, y in band.tolist()} == {
+        (0.995, 48.0), (0.995, 52.0), (7.99, 79.0), (7.99, 81.0),
+    }  # fmt: skip
+    assert axis.get_xscale() == "log"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "8", "14.1"]
+    assert axis.get_xlabel() == "Epsilon (one example)"
+
+
+def test_no_noise_is_a_dashed_line_without_a_point(make_run: MakeRun, drawn: list[Figure]) -> None:
+    methods = against(make_run)
+    draw_against_epsilon(methods, "Epsilon")
+    (axis,) = drawn[0].axes
+    (line,) = [one for one in axis.lines if to_rgba(one.get_color()) == to_rgba(COLOURS[2])]
+    np.testing.assert_allclose(np.array(line.get_ydata(), dtype=float), [90, 90])
+    assert line.get_linestyle() == "--" and line.get_marker() == "None"
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dp", "lone", "plain, no noise"]
+    assert axis.get_ylim()[1] >= 90

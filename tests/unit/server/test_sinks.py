@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 import json
@@ -119,6 +120,12 @@ def by_name(records: list[RoundRecord]) -> dict[str, dict[int, float]]:
 
 
 # Scalars
+
+
+def test_what_privacy_costs_reaches_every_sink() -> None:
+    spent = {"epsilon": 1.5, "epsilon_round": 0.75, "snr": 0.25}
+    told = scalars_of(dataclasses.replace(record(1), server=spent))
+    assert {f"server/{name}": value for name, value in spent.items()}.items() <= told.items()
 
 
 def test_scalars_are_the_record_under_slashed_names() -> None:
