@@ -248,21 +248,7 @@ def pld_epsilon(segments: Sequence[Segment], delta: float) -> float:
 
     Takes seconds up to about epsilon 1000, and minutes and gigabytes beyond.
     """
-    merged = _merged(segments)
-    _checked_delta(delta)
-    if any(one.noise_multiplier <= 0 for one in merged):
-        return math.inf
-    if not merged:
-        return 0.0
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.pld import PLDAccountant
-
-    accountant = PLDAccountant()
-    with _quiet():
-        for one in merged:
-            event = PoissonSampledDpEvent(one.sampling_rate, GaussianDpEvent(one.noise_multiplier))
-            accountant.compose(event, one.steps)
-        return float(accountant.get_epsilon(delta))
+    return _pld(_merged(segments), _checked_delta(delta))
 
 
 def calibrate(
@@ -384,6 +370,23 @@ def _prv(merged: tuple[Segment, ...], delta: float, limit_s: float) -> tuple[flo
     if not math.isfinite(value):
         return math.inf, "PRV's numbers overflow"
     return max(0.0, value), ""
+
+
+@lru_cache(maxsize=256)
+def _pld(merged: tuple[Segment, ...], delta: float) -> float:
+    if any(one.noise_multiplier <= 0 for one in merged):
+        return math.inf
+    if not merged:
+        return 0.0
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant()
+    with _quiet():
+        for one in merged:
+            event = PoissonSampledDpEvent(one.sampling_rate, GaussianDpEvent(one.noise_multiplier))
+            accountant.compose(event, one.steps)
+        return float(accountant.get_epsilon(delta))
 
 
 def _prv_time_s(merged: tuple[Segment, ...], delta: float) -> float:

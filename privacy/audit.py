@@ -86,7 +86,7 @@ class Verdict:
         num_included: How many the coins included.
         confidence: Of the verdict.
         findings: One per score; the confidence is split among them.
-        most: The largest bound that m canaries could have shown here, with all guesses right.
+        most: The largest bound that could have come out, with all guesses right.
     """
 
     claim: float | None
@@ -194,17 +194,13 @@ def most_that_canaries_show(num_canaries: int, delta: float, confidence: float) 
 def sizes_to_try(num_canaries: int) -> tuple[Guesses, ...]:
     """The sets of guesses that an audit corrects for: a function of m alone.
 
-    All canaries, half and a quarter of them, the same number at both ends; and, for releases that
-    can show a canary and cannot show that there is none, a half and a quarter of them guessed to be
-    included.
+    The same number at both ends, 7/8, a half and a quarter of the canaries in all: coins seldom
+    include just half of them. And, for releases that can show a canary and cannot show that there
+    is none, 7/16 and a quarter of them guessed to be included.
     """
-    half = num_canaries // 2
-    found = {Guesses(half, num_canaries - half)}
-    for share in (4, 8):
-        found.add(Guesses(num_canaries // share, num_canaries // share))
-    for share in (2, 4):
-        found.add(Guesses(num_canaries // share, 0))
-    return tuple(sorted(found, key=lambda g: (-g.total, -g.included)))
+    both = {Guesses(share * num_canaries // 16, share * num_canaries // 16) for share in (7, 4, 2)}
+    one = {Guesses(share * num_canaries // 16, 0) for share in (7, 4)}
+    return tuple(sorted(both | one, key=lambda g: (-g.total, -g.included)))
 
 
 def judge(
@@ -245,7 +241,10 @@ def judge(
         num_included=int(included.sum()),
         confidence=confidence,
         findings=findings,
-        most=most_that_canaries_show(num_canaries, delta, trial_confidence),
+        most=max(
+            epsilon_lower_bound(num_canaries, size.total, size.total, delta, trial_confidence)
+            for size in sizes
+        ),
     )
 
 

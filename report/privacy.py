@@ -36,7 +36,7 @@ def unlike_terms(named: Iterable[tuple[str, Sequence[LoadedRun]]]) -> str:
     if len(by_terms) < 2:
         return ""
     parts = [
-        f"{terms_text(terms)} of {joined(list(dict.fromkeys(names)))}"
+        f"that {terms_text(terms)} of {joined(list(dict.fromkeys(names)))}"
         for terms, names in by_terms.items()
     ]
     return (
@@ -48,7 +48,7 @@ def unlike_terms(named: Iterable[tuple[str, Sequence[LoadedRun]]]) -> str:
 def terms_text(terms: tuple[str, float]) -> str:
     """Unit and delta in words."""
     unit, delta = terms
-    return f"that for one {unit} at delta {delta:g}"
+    return f"for one {unit} at delta {delta:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +187,7 @@ def privacy_rows(methods: Sequence[Method]) -> list[tuple[Method, tuple[str, ...
 
 def _cells(method: Method, noised: NoisedPrivacy) -> tuple[str, ...]:
     every = [run.noised for run in method.runs if run.noised is not None]
+    stated = [one for one in every if not (one.spent.epsilon is None and one.spent.note)]
     ratios = signal_course(method.runs).value
     return (
         noised.mechanism,
@@ -196,12 +197,12 @@ def _cells(method: Method, noised: NoisedPrivacy) -> tuple[str, ...]:
         _span([one.clip for one in every]),
         _span([one.sampling_rate for one in every]),
         _span([one.steps_per_round for one in every]),
-        _span([one.epsilon_per_round for one in every]),
+        _span([one.epsilon_per_round for one in stated]),
         _whole_run(method),
         "none" if noised.budget is None else f"{noised.budget:g}",
         joined(list(dict.fromkeys(one.spent.accountant.upper() for one in every))),
-        f"{_span([one.rdp_epsilon_per_round for one in every])}, "
-        f"{_span([one.rdp_epsilon_whole_run for one in every])}",
+        f"{_span([one.rdp_epsilon_per_round for one in stated])}, "
+        f"{_span([one.rdp_epsilon_whole_run for one in stated])}",
         f"{sum(ratios) / len(ratios):.2g}" if ratios else NONE,
     )
 

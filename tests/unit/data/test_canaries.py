@@ -76,9 +76,7 @@ def test_class_counts_are_those_of_what_clients_hold(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_seed_and_coins_draw_apart(
-    dataset: ImageDataset, partition: Partition, kind: str
-) -> None:
+def test_seed_and_coins_draw_apart(dataset: ImageDataset, partition: Partition, kind: str) -> None:
     config = CanariesConfig(kind=kind, count=100)
     one, same, coins, other = (
         canaries_of(deal_canaries(c, dataset, partition))

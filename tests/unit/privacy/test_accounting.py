@@ -285,7 +285,8 @@ def test_gdp_is_refused_by_name_and_rightly_so() -> None:
         for name in ("gdp", "GDP"):
             with pytest.raises(ConfigError, match="understates epsilon"):
                 taking(name)
-    gdp = GaussianAccountant()
+    with pytest.warns(UserWarning, match="underestimate"):
+        gdp = GaussianAccountant()
     gdp.history = [(0.5, 0.01, 1000)]
     # An exact lower bound on what this costs: PRV's estimate is good to PRV_ERROR.
     least = epsilon([Segment(0.5, 0.01, 1000)], DELTA).value - 2 * PRV_ERROR

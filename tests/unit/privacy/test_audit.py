@@ -97,7 +97,7 @@ def test_a_choice_of_scores_and_sizes_is_paid_for() -> None:
 
 def test_sizes_depend_on_the_number_alone_and_hold_no_more_than_there_are() -> None:
     assert sizes_to_try(8) == sizes_to_try(8)
-    assert Guesses(4, 4) in sizes_to_try(8)
+    assert {Guesses(7, 7), Guesses(4, 0)} <= set(sizes_to_try(16))
     for m in (1, 2, 7, 200):
         assert all(0 <= size.total <= m for size in sizes_to_try(m))
 
@@ -106,8 +106,8 @@ def test_a_verdict_tells_all_that_it_rests_on() -> None:
     included = np.arange(200) % 2 == 0
     told = {"their loss": included.astype(float)}
     refuted = judge(told, included, claim=1.0, delta=1e-5, confidence=0.99)
-    assert refuted.outcome == "refuted" and refuted.lower_bound > 3
-    assert refuted.best.correct == refuted.best.guesses.total == 200
+    assert refuted.outcome == "refuted" and refuted.lower_bound == refuted.most > 3
+    assert refuted.best.correct == refuted.best.guesses.total == 174
     for part in ("epsilon 1", "delta 1e-05", "refuted", "99%", "200 canaries", "100 of them"):
         assert part in refuted.text
     assert "proves nothing" in refuted.text

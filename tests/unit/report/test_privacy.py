@@ -135,9 +135,9 @@ def test_refused_stands_in_place_of_an_epsilon(make_run: MakeRun) -> None:
     run = load_run(make_private(path, [None, None], note="refused: seeded noise"))
     methods = compare([run]).methods
     ((_, cells),) = privacy_rows(methods)
-    assert dict(zip(PRIVACY_COLUMNS, cells, strict=True))["Epsilon of the whole run"] == (
-        "refused: seeded noise"
-    )
+    told = dict(zip(PRIVACY_COLUMNS, cells, strict=True))
+    assert told["Epsilon of the whole run"] == "refused: seeded noise"
+    assert (told["Epsilon of one round"], told["By RDP: round, run"]) == ("—", "—, —")
     (row,) = result_rows(methods)
     assert row.epsilon is None
     assert columns_of([row])[1].cell(row) == "refused: seeded noise"

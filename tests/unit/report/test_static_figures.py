@@ -229,9 +229,11 @@ def test_points_against_epsilon_are_the_records(make_run: MakeRun, drawn: list[F
         to_rgba(line.get_color()): line for line in axis.lines if line.get_marker() != "None"
     }
     dp = by_colour[to_rgba(methods[0].series.colour)]
-    np.testing.assert_allclose(np.array(dp.get_data(), dtype=float), [[0.995, 7.99], [50, 80]])
+    np.testing.assert_allclose(
+        np.array(dp.get_data(), dtype=float), np.array([[0.995, 7.99], [50.0, 80.0]])
+    )
     lone = by_colour[to_rgba(methods[1].series.colour)]
-    np.testing.assert_allclose(np.array(lone.get_data(), dtype=float), [[14.05], [70]])
+    np.testing.assert_allclose(np.array(lone.get_data(), dtype=float), np.array([[14.05], [70.0]]))
     band = np.array(axis.collections[0].get_paths()[0].vertices)
     assert {(x, round(y, 6)) for x, y in band.tolist()} == {
         (0.995, 48.0), (0.995, 52.0), (7.99, 79.0), (7.99, 81.0),
