@@ -19,6 +19,9 @@ images of mechanism    the images less what they started   minus its matching gr
 
 The regression is the inner product of the paper's white-box audit, less what other examples explain
 of it. Images have a second score, the least pixel distance of the canary to one of its class.
+
+Which scores a run has is fixed by its method. They are weaker than they could be where a client
+takes many different samples: an example then has a coefficient for each step, and here one for all.
 """
 
 from __future__ import annotations
@@ -49,7 +52,11 @@ MOST_NETWORKS = 24
 MOST_NUMBERS = 50_000_000
 """Numbers in one client's parts; of own examples that would exceed it only the sum is explained."""
 
-_FLAT, _LEAST_RATIO = 10.0, 0.01
+_FLAT = 10.0
+"""Prior standard deviation of what all examples have in common, in those of a coefficient."""
+
+_LEAST_RATIO = 0.01
+"""Prior variance of an example that takes part for certain: its part is known to first order."""
 
 _SIGNS: Mapping[str, float] = {"": 1.0, "delta/": 1.0, "direction/": -1.0}
 """How arrays of these prefixes point, as updates of the weights."""
@@ -143,7 +150,8 @@ class _Attacker:
         if not privacy.is_example_level:
             return parts
         norms = parts.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return parts * (privacy.clip / norms).clamp(max=1.0)
+        clipped: torch.Tensor = parts * (privacy.clip / norms).clamp(max=1.0)
+        return clipped
 
     def _by_weights(
         self, exchange: Exchange, reply: NamedTensors, canaries: Examples, own: Examples

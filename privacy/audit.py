@@ -15,7 +15,7 @@ LiRA
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,17 +123,15 @@ class Verdict:
             if self.claim is None
             else f"Claim: epsilon {self.claim:.4g} at delta {self.delta:g}: {self.outcome}."
         )
-        split = (
-            f" the confidence is split among {len(self.findings)} scores and the sizes tried;"
-            if len(self.findings) > 1
-            else ""
-        )
+        scores = "1 score" if len(self.findings) == 1 else f"{len(self.findings)} scores"
+        sizes = len(sizes_to_try(self.num_canaries))
         return (
             f"{claim} With {percent} confidence epsilon is at least {self.lower_bound:.3g} at "
             f"delta {self.delta:g}: of {self.num_canaries} canaries, {self.num_included} of them "
             f"included, {found.guesses.total} were guessed by their {found.score} and "
-            f"{found.correct} guesses were right;{split} with every guess right it would have "
-            f"shown {self.most:.3g}. {PROVES_NOTHING}"
+            f"{found.correct} guesses were right. The confidence is split among {scores} and "
+            f"{sizes} numbers of guesses; with every guess right the bound would have been "
+            f"{self.most:.3g}. {PROVES_NOTHING}"
         )
 
 
@@ -400,8 +398,3 @@ def clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[flo
         stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
     )
     return float(low), float(high)
-
-
-def combined(scores: Sequence[Scores]) -> Scores:
-    """Sum of scores over independent releases, shape (m,)."""
-    return np.asarray(np.sum(scores, axis=0), dtype=np.float64)

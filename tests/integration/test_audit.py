@@ -46,7 +46,7 @@ class _CutOff(PlainProgress):
 def test_an_audit_is_written_down_and_not_made_twice(
     federate: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = federate(tiny_keys("fedavg", **{"name": "run"}) | PRIVATE)
+    folder = federate(tiny_keys("fedavg", name="run", rounds=1) | PRIVATE)
     before = (folder / "config.json").read_bytes()
     found = audit(folder, PlainProgress(), canaries=40, confidence=0.9, shadow_runs=4)
     plan = prepare(parse_config(json.loads(before))).privacy

@@ -117,7 +117,9 @@ def test_members_that_would_leave_a_client_nothing_are_refused(
     dataset: ImageDataset, partition: Partition
 ) -> None:
     tiny = dataclasses.replace(
-        partition, clients=tuple(own[:1] for own in partition.clients), class_counts=np.eye(5, 10)
+        partition,
+        clients=tuple(own[:1] for own in partition.clients),
+        class_counts=np.eye(5, 10, dtype=np.int64),
     )
     with pytest.raises(DataError, match="holds no image"):
         deal_canaries(CanariesConfig(kind="members", count=5), dataset, tiny)

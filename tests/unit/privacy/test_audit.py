@@ -84,7 +84,7 @@ def test_randomised_response_is_refuted_no_more_often_than_allowed(epsilon: floa
 
 def test_a_choice_of_scores_and_sizes_is_paid_for() -> None:
     """The best of two scores without any signal, at epsilon 0, over many draws of the coins."""
-    generator, repetitions, confidence = np.random.default_rng(2), 300, 0.9
+    generator, repetitions, confidence = np.random.default_rng(2), 120, 0.9
     flagged = 0
     for _ in range(repetitions):
         included = generator.random(60) < 0.5
