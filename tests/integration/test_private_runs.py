@@ -23,6 +23,7 @@ from privacy.noise import SeededNoise, injected_noise
 from server.prediction import predict_bytes
 from server.preparation import prepare
 from server.progress import PlainProgress
+from strategies.flower import to_flower
 from strategies.private import fits
 from strategies.table import STRATEGIES, parse_config
 from tests.conftest import Federate, tiny_keys
@@ -122,7 +123,6 @@ def test_what_is_sent_depends_on_the_sampled_images_alone(
         sent[-1].append(record)
         return to_flower(record)
 
-    to_flower = client.app.to_flower
     monkeypatch.setattr(client.app, "to_flower", keep)
     monkeypatch.setattr(
         client.app, "derive_seed", lambda seed, *names: 7 if names[0] == "client" else 8
@@ -215,7 +215,9 @@ def test_a_ledger_over_runs_adds_up(federate: Federate, tmp_path: Path) -> None:
 
 
 def test_clients_of_a_cohort_are_charged_for_the_rounds_they_are_in(federate: Federate) -> None:
-    path = federate(private_keys("fedavg", "dp-sgd", rounds=5, cohort__size=2, partition__clients=6))
+    path = federate(
+        private_keys("fedavg", "dp-sgd", rounds=5, cohort__size=2, partition__clients=6)
+    )
     records = RunFolder.open(path).read_rounds()
     charged = {k: len(own) for k, own in charges_of(path).items()}
     assert sum(charged.values()) == 10

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from distill.noised_matching import (
     match_noised,
     noised_gradient,
 )
+from distill.weights import WeightDraw
 from models.convnet import ConvNet
 from privacy.mechanism import GaussianSums
 from privacy.noise import NoiseSource, SystemNoise
@@ -81,6 +83,15 @@ class Case:
             (gradient,) = torch.autograd.grad(loss, leaf)
             total += gradient * min(1.0, clip / float(gradient.norm()))
         return total
+
+
+def drawing(change: Callable[[torch.Tensor], torch.Tensor]) -> WeightDraw:
+    """Draws that change the weights in place."""
+
+    def draw(out: torch.Tensor) -> None:
+        change(out)
+
+    return draw
 
 
 def identity(images: torch.Tensor) -> torch.Tensor:
@@ -209,7 +220,7 @@ def test_features_without_noise_are_matched_as_the_plain_gradient_does() -> None
         config,
         num_classes=CLASSES,
         mechanism=mechanism("feature"),
-        draw=lambda out: out.copy_(point),
+        draw=drawing(lambda out: out.copy_(point)),
         generator=torch.Generator().manual_seed(0),
     )
     classes = torch.arange(CLASSES)
@@ -240,7 +251,7 @@ def test_a_class_that_is_not_there_is_not_followed_and_has_count_zero() -> None:
         MatchingConfig(iterations=3),
         num_classes=CLASSES,
         mechanism=mechanism("feature", steps=2),
-        draw=lambda out: out.add_(0.01),
+        draw=drawing(lambda out: out.add_(0.01)),
         generator=torch.Generator().manual_seed(0),
     )
     assert matched.class_counts is not None
@@ -273,7 +284,7 @@ def test_data_are_looked_at_once_per_release(kind: str) -> None:
         MatchingConfig(iterations=6),
         num_classes=CLASSES,
         mechanism=sums,
-        draw=lambda out: out.mul_(1.01),
+        draw=drawing(lambda out: out.mul_(1.01)),
         generator=torch.Generator().manual_seed(0),
     )
     assert released == steps
@@ -291,7 +302,7 @@ def test_empty_batches_still_take_their_noisy_steps() -> None:
         MatchingConfig(iterations=30, learning_rate=1.0, momentum=0.0, real_batch=4),
         num_classes=CLASSES,
         mechanism=sums,
-        draw=lambda out: out.mul_(1.0),
+        draw=drawing(lambda out: out.mul_(1.0)),
         generator=torch.Generator().manual_seed(0),
     )
     moved = (matched.images - case.synthetic).std().item()

@@ -233,7 +233,7 @@ def test_without_noise_and_clip_full_samples_are_full_batches() -> None:
 
 
 def test_noise_is_added_once_a_step_at_the_stated_scale() -> None:
-    """With empty samples the steps are noise alone: the rate times sigma C / batch-size, T times."""
+    """With empty samples a step is noise alone: the rate times sigma C / batch-size."""
     start, _, _ = local(sums(1e-12, 1))
     moved, _, _ = local(sums(1e-12, 400, sigma=2.0, clip=0.5), **{"train.learning-rate": 0.1})
     expected = 0.1 * 2.0 * 0.5 / 10 * 400**0.5

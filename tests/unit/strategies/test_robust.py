@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from torch import nn
 
 import strategies.robust
