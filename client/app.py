@@ -13,7 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.attacks import malicious_clients, poison, tamper
-from client.private_update import PrivateUpdate
+from client.private_update import PrivateUpdate, quiet_failures
 from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import resolve_device
@@ -72,19 +72,27 @@ class Resident:
     def owner(self, partition_id: int) -> str:
         """Digest of the client's own images, by which its ledger is known; no canary is."""
         if partition_id not in self.owners:
-            own = torch.from_numpy(self.partition_without.clients[partition_id])
-            self.owners[partition_id] = owner_of(self.workload.examples(own))
+            indices = torch.from_numpy(self.partition_without.clients[partition_id])
+            own = self.workload.dataset.train.take(indices)
+            self.owners[partition_id] = owner_of(own.images, own.labels)
         return self.owners[partition_id]
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's update."""
+    resident = _resident(tuple(sorted(context.run_config.items())), context.run_id)
+    partition_id = int(context.node_config["partition-id"])
+    if not resident.config.privacy.is_example_level:
+        return _update(message, resident, partition_id)
+    with quiet_failures(resident.folder, partition_id):
+        return _update(message, resident, partition_id)
+
+
+def _update(message: Message, resident: Resident, partition_id: int) -> Message:
     started = time.perf_counter()
     received = from_flower(message.content)
     round_number = int(received.settings["round"])
-    resident = _resident(tuple(sorted(context.run_config.items())), context.run_id)
-    partition_id = int(context.node_config["partition-id"])
     config, strategy = resident.config, resident.strategy
     store = ClientStore(resident.folder.clients, partition_id, config.identity())
     malicious, attack = partition_id in resident.malicious, resident.config.attack
@@ -121,7 +129,7 @@ def train(message: Message, context: Context) -> Message:
     sent = {name: metrics[name] for name in strategy.sent_metrics(metrics)}
     reply = Record(update.arrays, sent, {"round": round_number})
     if private is not None:
-        private.keep(reply)
+        private.keep(reply, task.mechanism)
     return Message(to_flower(reply), reply_to=message)
 
 

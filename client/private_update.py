@@ -7,18 +7,42 @@ was kept, or, where there is none, is charged again.
 
 from __future__ import annotations
 
+import math
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from client.sent_replies import SentReplies, digest_of
 from core.config import RunConfig
-from core.records import RunFolder
+from core.errors import PrivacyError
+from core.records import RunFolder, write_whole
 from core.wire import Record
-from privacy.accounting import AccountantName
+from privacy.accounting import AccountantName, accountant_name
 from privacy.ledger import Budget, Charge, Ledger, ledger_folder, ledger_run
 from privacy.mechanism import GaussianSums
 from privacy.noise import NoiseSource, noise_source
 from strategies.private import noised_steps
+
+
+@contextmanager
+def quiet_failures(folder: RunFolder, partition_id: int) -> Iterator[None]:
+    """Tell the server that a private client failed, and not why, which may depend on its images.
+
+    The client's own file ``clients/partition-00003.failure.txt`` tells why. What is said of budget
+    and noise depends on the configuration alone, and is sent.
+    """
+    try:
+        yield
+    except PrivacyError:
+        raise
+    except Exception:
+        path = folder.clients / f"partition-{partition_id:05d}.failure.txt"
+        write_whole(path, traceback.format_exc().encode())
+        raise PrivacyError(
+            f"the client failed; why may depend on its images and is told in its own {path.name}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +77,27 @@ class PrivateUpdate:
     def of(
         cls, config: RunConfig, folder: RunFolder, partition_id: int, received: Record
     ) -> PrivateUpdate:
-        """What `received` asks for."""
+        """What `received` asks for.
+
+        Raises:
+            PrivacyError: The server asks for less noise than the configuration says.
+        """
+        sigma = float(received.settings["noise-multiplier"])
+        given = config.privacy.noise_multiplier
+        if not (math.isfinite(sigma) and sigma > 0) or (given and sigma != given):
+            expected = f"{given:g}" if given else "a number above 0"
+            raise PrivacyError(
+                f"the server asks for noise-multiplier {sigma:g}, and privacy.noise-multiplier is "
+                f"{expected}; nothing was noised"
+            )
         return cls(
             config=config,
             ledgers=ledger_folder(config, folder),
             run=ledger_run(config, folder),
             partition_id=partition_id,
             round=int(received.settings["round"]),
-            noise_multiplier=float(received.settings["noise-multiplier"]),
-            accountant=str(received.settings["accountant"]),  # type: ignore[arg-type]
+            noise_multiplier=sigma,
+            accountant=accountant_name(str(received.settings["accountant"])),
             request=digest_of(received),
             replies=SentReplies(folder.clients, partition_id, config.identity()),
             retained_round=int(received.settings["retained-round"]),
@@ -93,8 +129,19 @@ class PrivateUpdate:
         Ledger(self.ledgers, self.partition_id, owner).charge(charge, budget)
         return self._mechanism(steps, source)
 
-    def keep(self, reply: Record) -> None:
-        """Keep the reply until no checkpoint leads back to its round."""
+    def keep(self, reply: Record, mechanism: GaussianSums | None) -> None:
+        """Keep the reply until no checkpoint leads back to its round.
+
+        Raises:
+            PrivacyError: It was not made of what was charged.
+        """
+        released = mechanism.released if mechanism is not None else 0
+        if released != noised_steps(self.config):
+            raise PrivacyError(
+                f"strategy {self.config.strategy} released {released} noised sums in a round that "
+                f"is charged for {noised_steps(self.config)}; what it sends may not be private and "
+                "is not sent; hand task.mechanism to the one loop that looks at the examples"
+            )
         self.replies.forget(self.retained_round)
         self.replies.write(self.round, self.request, reply)
 

@@ -374,7 +374,7 @@ class PrivacyConfig:
     clip: float = number(
         1.0,
         "largest Euclidean norm that one example's (or one client's) part may have in a sum (C)",
-        above=0,
+        least=1e-6,
         read_if=_private(),
     )
     sampling_rate: float = number(
@@ -710,6 +710,9 @@ def _conflicts(config: RunConfig) -> Iterable[Problem]:
     if faults.straggler_rate and not (faults.deadline_s or cohort.over_sampling):
         rule = "a late reply changes nothing without faults.deadline-s or cohort.over-sampling"
         yield Problem("faults.straggler-rate", f"{faults.straggler_rate:g}", rule)
+    if config.privacy.ledger and not config.privacy.is_private:
+        rule = "nothing is charged without privacy.mechanism; leave it out"
+        yield Problem("privacy.ledger", config.privacy.ledger, rule)
     attack = config.attack
     if attack.kind != "none" and attack.fraction and not round(attack.fraction * clients):
         rule = f"rounds to no malicious client of partition.clients={clients}; raise it, or 0"

@@ -297,7 +297,8 @@ def _release(
         dtype=parameters.values.dtype,
         device=parameters.values.device,
     )
-    for part in torch.arange(len(chosen), device=total.device).split(REAL_CHUNK):
+    everyone = torch.arange(len(chosen), device=total.device)
+    for part in everyone.split(REAL_CHUNK) if len(chosen) else ():
         features = model.embed(augment(chosen.inputs[part]))
         phi = torch.cat([features, model.classifier(features)], dim=1)
         total += clipped_class_sums(phi, chosen.labels[part], num_classes, mechanism)

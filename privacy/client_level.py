@@ -38,14 +38,9 @@ class ClientSum:
             denominator: What the sum is divided by.
 
         Raises:
-            PrivacyError: An array is not of floating-point numbers, and noise would not hide it.
+            PrivacyError: As `refuse_unfit_arrays`.
         """
-        for name, array in unchanged.items():
-            if not array.is_floating_point():
-                raise PrivacyError(
-                    f"array {name!r} of clients' replies is {array.dtype}, which cannot be noised; "
-                    "nothing was asked of clients"
-                )
+        refuse_unfit_arrays(unchanged)
         self.count = 0
         self._mechanism = mechanism
         self._unchanged = unchanged
@@ -75,6 +70,20 @@ class ClientSum:
             name: (array.to(torch.float64) + part.view(array.shape)).to(array.dtype)
             for (name, array), part in zip(self._unchanged.items(), parts, strict=True)
         }
+
+
+def refuse_unfit_arrays(arrays: NamedTensors) -> None:
+    """Refuse replies that noise would not hide.
+
+    Raises:
+        PrivacyError: An array is not of floating-point numbers.
+    """
+    for name, array in arrays.items():
+        if not array.is_floating_point():
+            raise PrivacyError(
+                f"array {name!r} of clients' replies is {array.dtype}, which cannot be noised; "
+                "privacy.mechanism=client needs every array to be of floating-point numbers"
+            )
 
 
 def _vector(arrays: NamedTensors, order: NamedTensors) -> torch.Tensor:

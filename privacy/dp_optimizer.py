@@ -14,14 +14,35 @@ from contextlib import contextmanager
 import torch
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers.optimizer import DPOptimizer
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from opacus.validators import ModuleValidator
 from torch import nn
 
 from core.parameters import ParameterVector
 from privacy.mechanism import GaussianSums
+from privacy.noise import NoiseSource
 
 PHYSICAL_BATCH = 256
 """Examples per backward pass; bounds memory and changes no sum but by rounding."""
+
+
+class PoissonSampler(UniformWithReplacementSampler):  # type: ignore[misc]
+    """Opacus's Poisson sampler on numbers that nobody can guess.
+
+    Each example is in each batch on its own, with the same probability.
+    """
+
+    def __init__(
+        self, num_examples: int, sampling_rate: float, steps: int, source: NoiseSource
+    ) -> None:
+        super().__init__(num_samples=num_examples, sample_rate=sampling_rate, steps=steps)
+        self._source = source
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches of indices, ascending; some may be empty."""
+        for _ in range(self.steps):
+            taken = self._source.uniform(self.num_samples) < self.sample_rate
+            yield taken.nonzero().flatten().tolist()
 
 
 class _NoisedOptimizer(DPOptimizer):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,9 +21,8 @@ from filelock import FileLock
 
 from core.config import RunConfig
 from core.errors import PrivacyError, RecordError
-from core.examples import Examples
 from core.records import RunFolder, write_whole
-from privacy.accounting import AccountantName, Segment, epsilon
+from privacy.accounting import AccountantName, Segment, epsilon, epsilons
 
 SCHEMA_VERSION = 1
 SEEDED = "refused: seeded noise"
@@ -95,10 +95,19 @@ class Spent:
 
 def spent(charges: Sequence[Charge], delta: float, accountant: AccountantName) -> Spent:
     """Compose charges of one client."""
-    if not all(charge.system_noise for charge in charges):
-        return Spent(None, accountant, SEEDED)
-    found = epsilon([charge.segment for charge in charges], delta, accountant)
-    return Spent(found.value, found.accountant, found.reason)
+    return spent_each([charges], delta, accountant)[0]
+
+
+def spent_each(
+    clients: Sequence[Sequence[Charge]], delta: float, accountant: AccountantName
+) -> list[Spent]:
+    """Compose the charges of each client, all by one accountant."""
+    seeded = [not all(charge.system_noise for charge in charges) for charges in clients]
+    found = epsilons([[c.segment for c in charges] for charges in clients], delta, accountant)
+    return [
+        Spent(None, accountant, SEEDED) if refused else Spent(one.value, one.accountant, one.reason)
+        for refused, one in zip(seeded, found, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +158,20 @@ class Ledger:
             before = self.charges()
             if others := {c.unit for c in before} - {charge.unit}:
                 raise PrivacyError(
-                    f"{self.path} holds charges for one {others.pop()} and this run protects one "
-                    f"{charge.unit}; they do not add up; give another privacy.ledger"
+                    f"client {self.partition_id}'s ledger holds charges for one {others.pop()} and "
+                    f"this run protects one {charge.unit}; they do not add up; give another "
+                    "privacy.ledger"
                 )
             after = (*before, charge)
             if budget.epsilon:
                 segments = [c.segment for c in after]
-                found = epsilon(segments, budget.delta, budget.accountant).value
-                if found > budget.epsilon:
+                found = epsilon(segments, budget.delta, budget.accountant)
+                if found.value > budget.epsilon:
                     raise PrivacyError(
                         f"client {self.partition_id} has no budget left: round {charge.round} "
-                        f"would bring it to epsilon {found:.4g} of privacy.epsilon="
+                        f"would bring it to epsilon {found.value:.4g} of privacy.epsilon="
                         f"{budget.epsilon:g} (delta {budget.delta:g}, "
-                        f"{budget.accountant.upper()}); it was not started"
+                        f"{found.accountant.upper()}); it was not started"
                     )
             stamped = dataclasses.replace(charge, at=datetime.now(UTC).isoformat())
             self._write((*before, stamped))
@@ -175,6 +185,11 @@ class Ledger:
         }
         content["sha256"] = _digest(content)
         write_whole(self.path, (json.dumps(content, indent=1) + "\n").encode())
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name must outlive a power cut too
+        finally:
+            os.close(folder)
 
 
 def read_ledgers(folder: Path, run: str) -> dict[int, list[tuple[Charge, ...]]]:
@@ -203,12 +218,55 @@ def ledger_run(config: RunConfig, folder: RunFolder) -> str:
     return f"{folder.path.name}/{config.identity()}"
 
 
-def owner_of(examples: Examples) -> str:
-    """Digest of a client's data: its images as network input, and their labels."""
-    digest = hashlib.sha256(f"{tuple(examples.inputs.shape)}".encode())
-    for tensor in (examples.inputs, examples.labels):
-        digest.update(torch.as_tensor(tensor).cpu().contiguous().numpy().data)
+def owner_of(images: torch.Tensor, labels: torch.Tensor) -> str:
+    """Digest of a client's data: its images as pixels, uint8, and their labels."""
+    digest = hashlib.sha256(f"{tuple(images.shape)}".encode())
+    for tensor in (images, labels):
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def bind_ledgers(folder: Path, deal: str) -> None:
+    """Bind a folder of ledgers that runs share to one way of dealing one data set to clients.
+
+    Under another, an image may lie with another client, whose ledger does not tell what it has
+    cost.
+
+    Args:
+        folder: Made where it is missing.
+        deal: Digest of data and partition.
+
+    Raises:
+        RecordError: It is bound to another.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "deal.json"
+    with FileLock(folder / "deal.lock"):
+        if not path.exists():
+            content = json.dumps({"schema": SCHEMA_VERSION, "deal": deal}) + "\n"
+            write_whole(path, content.encode())
+    refuse_other_deal(folder, deal)
+
+
+def refuse_other_deal(folder: Path, deal: str) -> None:
+    """Refuse a folder that `bind_ledgers` has bound to another deal; writes nothing.
+
+    Raises:
+        RecordError: It is, or the file that says so is damaged.
+    """
+    path = folder / "deal.json"
+    if not path.exists():
+        return
+    try:
+        told = json.loads(path.read_bytes())["deal"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} is damaged: {error}; give another privacy.ledger") from error
+    if told != deal:
+        raise RecordError(
+            f"{folder} holds ledgers of clients to whom other images were dealt (partition.*, "
+            "data.* or seed differ); what has been spent on an image would not add up; give "
+            "another privacy.ledger, or the same partition, such as by partition.file"
+        )
 
 
 def _read(path: Path) -> tuple[int, str, tuple[Charge, ...]]:

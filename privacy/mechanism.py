@@ -5,12 +5,14 @@ Everything that a private run releases passes through `GaussianSums.release`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
+from core.errors import PrivacyError
 from privacy.noise import NoiseSource
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class GaussianSums:
         steps: Sums to be released.
         count_scale: Constant coordinate of ``feature``.
         count_floor: Least count of ``feature``.
+        released: Sums released so far; never more than `steps`.
     """
 
     def __init__(
@@ -52,21 +55,19 @@ class GaussianSums:
         self.steps = steps
         self.count_scale = count_scale
         self.count_floor = count_floor
+        self.released = 0
         self._source = source
         self._excess: list[torch.Tensor] = []
         self._optimizer: SummedGradient | None = None
 
     def batches(self, num_examples: int) -> Iterator[torch.Tensor]:
         """`steps` Poisson batches: indices, int64, of whatever length, 0 included."""
-        from opacus.utils.uniform_sampler import UniformWithReplacementSampler
+        from privacy.dp_optimizer import PoissonSampler  # imports Opacus
 
-        sampler = UniformWithReplacementSampler(
-            num_samples=num_examples,
-            sample_rate=self.sampling_rate,
-            generator=self._source.generator(),
-            steps=self.steps,
-        )
-        for indices in sampler:
+        if num_examples == 0:
+            yield from itertools.repeat(torch.zeros(0, dtype=torch.int64), self.steps)
+            return
+        for indices in PoissonSampler(num_examples, self.sampling_rate, self.steps, self._source):
             yield torch.tensor(indices, dtype=torch.int64)
 
     def clip_factors(self, norms: torch.Tensor) -> torch.Tensor:
@@ -89,7 +90,17 @@ class GaussianSums:
         return torch.where(finite.view(shape), parts, torch.zeros_like(parts))
 
     def release(self, total: torch.Tensor) -> torch.Tensor:
-        """`total`, a sum of clipped parts, with noise."""
+        """`total`, a sum of clipped parts, with noise.
+
+        Raises:
+            PrivacyError: `steps` sums were released already, which is all that was charged.
+        """
+        if self.released == self.steps:
+            raise PrivacyError(
+                f"{self.steps} noised sums were charged and one more was asked for; a round may "
+                "not look at its examples more often than privacy.steps (feddm.iterations) says"
+            )
+        self.released += 1
         if self.noise_multiplier == 0:
             return total
         std = self.noise_multiplier * self.clip

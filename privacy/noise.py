@@ -7,7 +7,6 @@ inject a seeded one; whatever was noised by it has no epsilon (`privacy.ledger`)
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,8 +29,8 @@ class NoiseSource(Protocol):
     def normal(self, reference: torch.Tensor, std: float) -> torch.Tensor:
         """Independent N(0, std^2) in the form, dtype and place of `reference`."""
 
-    def generator(self) -> torch.Generator:
-        """A CPU generator for Poisson sampling, freshly seeded from this source."""
+    def uniform(self, count: int) -> torch.Tensor:
+        """Independent uniform numbers in (0, 1), float64, shape (count,), on the CPU."""
 
 
 class SystemNoise:
@@ -51,9 +50,9 @@ class SystemNoise:
         drawn = torch.from_numpy(values * (std / _SUMMANDS**0.5)).view(reference.shape)
         return drawn.to(reference.device, reference.dtype)
 
-    def generator(self) -> torch.Generator:
-        """See `NoiseSource`."""
-        return torch.Generator().manual_seed(secrets.randbits(63))
+    def uniform(self, count: int) -> torch.Tensor:
+        """See `NoiseSource`. torch's own generator would keep 32 bits of its seed."""
+        return torch.from_numpy(_uniforms(count))
 
 
 class SeededNoise:
@@ -69,19 +68,25 @@ class SeededNoise:
         drawn = torch.randn(reference.shape, generator=self._generator, dtype=reference.dtype)
         return drawn.mul_(std).to(reference.device)
 
-    def generator(self) -> torch.Generator:
+    def uniform(self, count: int) -> torch.Tensor:
         """See `NoiseSource`."""
-        return self._generator
+        return torch.rand(count, generator=self._generator, dtype=torch.float64)
 
 
 def _gaussians(count: int) -> npt.NDArray[np.float64]:
     """Standard Gaussians by the Box-Muller transform of 53-bit uniforms, shape (count,)."""
     pairs = -(-count // 2)
-    bits = np.frombuffer(os.urandom(16 * pairs), dtype=np.uint64) >> np.uint64(11)
-    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    uniform = _uniforms(2 * pairs)
     radius = np.sqrt(-2.0 * np.log(uniform[:pairs]))
     angle = 2.0 * np.pi * uniform[pairs:]
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+
+
+def _uniforms(count: int) -> npt.NDArray[np.float64]:
+    """Uniform numbers in (0, 1) of 53 bits, shape (count,)."""
+    bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(11)
+    uniform: npt.NDArray[np.float64] = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    return uniform
 
 
 _SOURCE: ContextVar[NoiseSource] = ContextVar("noise source", default=SystemNoise())  # noqa: B039

@@ -124,7 +124,8 @@ def statement_of(
     plan: PrivacyPlan | None,
     images_sent: ImagesSent,
     *,
-    system_noise: bool = True,
+    refused: str = "",
+    spent: float = 0.0,
 ) -> Statement:
     """The statement of a run.
 
@@ -132,8 +133,9 @@ def statement_of(
         config: The run.
         plan: What its noise costs; None for a run that is not private.
         images_sent: Whether images leave the clients, and which.
-        system_noise: Whether noise comes from the operating system's generator; from any other, no
-            epsilon is stated.
+        refused: Why no epsilon can be stated, such as `privacy.ledger.SEEDED`; empty where one can.
+        spent: What the run has cost so far; where that is more than planned, as after rounds that
+            were done again, it is what is stated.
     """
     assert (plan is not None) == config.privacy.is_private
     if plan is None:
@@ -141,15 +143,15 @@ def statement_of(
     words = _ClientWords(config, plan) if plan.unit == "client" else _ExampleWords(config, plan)
     library = f"opacus {version('opacus')}"
     guarantee = (
-        f"epsilon {figure(plan.whole_run.value)} at delta {plan.delta:g} over the whole run, for "
-        f"one {plan.unit}"
-        if system_noise
-        else f"none, {SEEDED}"
+        f"epsilon {figure(max(plan.whole_run.value, spent))} at delta {plan.delta:g} over the "
+        f"whole run, for one {plan.unit}"
+        if not refused
+        else f"none, {refused}"
     )
     return PrivateStatement(
         guarantee=guarantee,
         images_sent=images_sent,
-        text=_text(config, plan, words, library, system_noise=system_noise),
+        text=_text(config, plan, words, library, refused=refused, spent=spent),
         unit=plan.unit,
         adjacency=words.adjacency,
         adversary=words.adversary,
@@ -170,12 +172,12 @@ def statement_of(
         accountant_version=library,
         accountant_reason=plan.whole_run.reason,
         budget=config.privacy.epsilon or None,
-        epsilon_per_round=plan.per_round.value if system_noise else None,
-        epsilon_whole_run=plan.whole_run.value if system_noise else None,
-        rdp_epsilon_per_round=plan.rdp_per_round if system_noise else None,
-        rdp_epsilon_whole_run=plan.rdp_whole_run if system_noise else None,
+        epsilon_per_round=None if refused else plan.per_round.value,
+        epsilon_whole_run=None if refused else max(plan.whole_run.value, spent),
+        rdp_epsilon_per_round=None if refused else plan.rdp_per_round,
+        rdp_epsilon_whole_run=None if refused else plan.rdp_whole_run,
         ledger=_ledger(config),
-        noise="the operating system's generator" if system_noise else SEEDED,
+        noise=SEEDED if refused == SEEDED else "the operating system's generator",
         not_paid_for=_NOT_PAID_FOR,
         outside=words.outside,
     )
@@ -331,7 +333,8 @@ def _text(
     words: _ExampleWords | _ClientWords,
     library: str,
     *,
-    system_noise: bool,
+    refused: str,
+    spent: float,
 ) -> str:
     who = "Each client" if plan.unit == "example" else "The server"
     images: ImagesSent = "synthetic" if plan.mechanism in ("gradient", "feature") else "none"
@@ -353,14 +356,24 @@ def _text(
         else f" For information, by RDP: {figure(plan.rdp_per_round)} and "
         f"{figure(plan.rdp_whole_run)}."
     )
+    again = (
+        f" Rounds that were done again have cost besides: the run has cost epsilon {figure(spent)}."
+        if spent > plan.whole_run.value
+        else ""
+    )
     claim = (
         f"One round costs epsilon {per_round}, the whole run of {rounds} epsilon {whole}, both at "
-        f"delta {plan.delta:g} ({by}).{rdp} {budget}"
-        if system_noise
-        else f"Epsilon is {SEEDED}. The noise came from a generator that repeats, so that whoever "
-        "knows its seed can take it away; nothing is promised. "
+        f"delta {plan.delta:g} ({by}).{rdp}{again} {budget}"
     )
-    noise = "Noise and samples come from the operating system's generator. " if system_noise else ""
+    noise = "Noise and samples come from the operating system's generator. "
+    if refused == SEEDED:
+        claim = (
+            f"Epsilon is {SEEDED}. The noise came from a generator that repeats, so that whoever "
+            "knows its seed can take it away; nothing is promised. "
+        )
+        noise = ""
+    elif refused:
+        claim = f"Epsilon is {refused}: what clients have spent is not known. "
     return (
         f"{_capital(plan.unit)}-level differential privacy ({plan.mechanism}). "
         f"Protected is one {plan.unit}. Neighbours: {words.adjacency}. "

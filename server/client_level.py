@@ -18,7 +18,7 @@ import torch
 from core.errors import PrivacyError
 from core.records import RunFolder
 from core.wire import Record
-from privacy.client_level import ClientSum
+from privacy.client_level import ClientSum, refuse_unfit_arrays
 from privacy.ledger import Budget, Charge, Ledger, ledger_folder, ledger_run, owner_of
 from privacy.mechanism import GaussianSums
 from privacy.noise import noise_source
@@ -57,8 +57,13 @@ class TrustedServer:
         no other. One that is lost pays too. A round that is done again is charged again.
 
         Raises:
+            PrivacyError: Replies have arrays that cannot be noised; nobody was charged.
             RecordError: A ledger is damaged.
         """
+        form = reply_spec(self._preparation.strategy, self._shape, round).arrays
+        refuse_unfit_arrays(
+            tensors_of({name: np.zeros(0, spec.dtype) for name, spec in form.items()})
+        )
         plan, config = self._plan, self._preparation.config
         charge = Charge(
             run=self._run,
@@ -90,8 +95,9 @@ class TrustedServer:
 
     def _owner(self, partition_id: int) -> str:
         if partition_id not in self._owners:
-            indices = torch.from_numpy(self._preparation.partition.clients[partition_id])
-            self._owners[partition_id] = owner_of(self._preparation.workload.examples(indices))
+            indices = self._preparation.partition_without.clients[partition_id]
+            own = self._preparation.workload.dataset.train.take(torch.from_numpy(indices))
+            self._owners[partition_id] = owner_of(own.images, own.labels)
         return self._owners[partition_id]
 
 
@@ -114,11 +120,7 @@ class PaidRound:
     shape: ClientShape
 
     def begin(self, state: ServerState) -> ClientSum:
-        """A sum of no updates.
-
-        Raises:
-            PrivacyError: Replies have arrays that cannot be noised.
-        """
+        """A sum of no updates."""
         received = self.strategy.broadcast(state)
         form = reply_spec(self.strategy, self.shape, self.round).arrays
         zero = {name: np.zeros(spec.shape, spec.dtype) for name, spec in form.items()}

@@ -29,7 +29,7 @@ from server.preparation import Preparation
 from server.progress import Progress
 from server.recorder import Recorder
 from server.replies import stream_replies
-from server.spending import Spending, read_spending
+from server.spending import Spending
 from strategies.base import (
     FederatedEvaluation,
     Reply,
@@ -297,7 +297,8 @@ class Federation:
         ended = time.perf_counter()
         clients = sorted((item.record for item in received), key=lambda c: c.partition_id)
         train_s = [item.train_s for item in received]
-        spending = self._spending(now)
+        counted = [c.partition_id for c in clients if c.outcome == "counted"]
+        spending = self._recorder.spending(now.round, counted)
         server = {**outcome.metrics, **_private_metrics(clients, spending)}
         if spending is not None:
             clients = [_with_epsilon(client, spending) for client in clients]
@@ -321,16 +322,6 @@ class Federation:
         )
         self._recorder.round(record, outcome.mosaic, now, spending, keep=keep)
         self._progress.round_ended(record)
-
-    def _spending(self, now: Checkpoint) -> Spending | None:
-        """What the run has cost its clients up to now; None for one that is not private."""
-        preparation = self._preparation
-        if preparation.privacy is None:
-            return None
-        counted = sorted(now.acknowledged)
-        return read_spending(
-            preparation.config, self._recorder.folder, preparation.privacy, now.round, counted
-        )
 
     def _judge(self, round: int, outcome: RoundOutcome) -> FederatedEvaluation | None:
         """How well the model does after a round, if it is a round to tell."""

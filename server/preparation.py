@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +19,7 @@ from core.parameters import NamedTensors, trainable_names, weights_of
 from data.canaries import Canaries, deal_canaries
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
+from privacy.ledger import refuse_other_deal
 from privacy.plan import PrivacyPlan
 from server.privacy_plan import plan_privacy
 from server.sinks import missing_sinks
@@ -39,6 +43,8 @@ class Preparation:
         privacy: What a private run costs; None for one that is not private.
         canaries: Those that an audit put among the data; None where there are none.
         partition_without: The partition without them, as it is written down.
+        shared_ledgers: Folder of ledgers that outlive the run; None where the run has its own.
+        deal: Digest of data and partition that such a folder is bound to; else empty.
     """
 
     config: RunConfig
@@ -50,6 +56,8 @@ class Preparation:
     privacy: PrivacyPlan | None
     canaries: Canaries | None
     partition_without: Partition
+    shared_ledgers: Path | None = None
+    deal: str = ""
 
     def client_shapes(self) -> list[ClientShape]:
         """Every client by partition id."""
@@ -99,10 +107,15 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     model = workload.build_model(model_seed(config))
     strategy = build_strategy(config)
     strategy.check_model(model)
-    refuse_unfit_model(config, model)
+    refuse_unfit_model(config, model, workload.input_shape)
     partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
     privacy = _privacy(config, [len(indices) for indices in partition.clients])
     dealt = deal_canaries(config.canaries, workload.dataset, partition)
+    shared, deal = None, ""
+    if config.privacy.ledger:
+        shared = Path(config.privacy.ledger).expanduser().resolve()
+        deal = _deal(workload.dataset.sha256(), partition)
+        refuse_other_deal(shared, deal)
     return Preparation(
         config=config,
         strategy=strategy,
@@ -113,7 +126,17 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
         privacy=privacy,
         canaries=dealt.canaries,
         partition_without=partition,
+        shared_ledgers=shared,
+        deal=deal,
     )
+
+
+def _deal(data_sha256: str, partition: Partition) -> str:
+    """Digest of who holds which image."""
+    digest = hashlib.sha256(data_sha256.encode())
+    for indices in partition.clients:
+        digest.update(len(indices).to_bytes(8, "big") + np.asarray(indices, np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _privacy(config: RunConfig, sizes: list[int]) -> PrivacyPlan | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -56,6 +57,9 @@ def plan_privacy(config: RunConfig, order: Sequence[int]) -> PrivacyPlan | None:
         return epsilon([Segment(sigma, rate, steps * num_rounds)], privacy.delta, by)
 
     whole_run = cost(rounds, accountant)
+    if not math.isfinite(whole_run.value):
+        rule = f"is so little noise that {rounds} rounds of {steps} steps have no finite epsilon"
+        raise ConfigError([Problem("privacy.noise-multiplier", f"{sigma:g}", f"{rule}; raise it")])
     if privacy.epsilon and whole_run.value > privacy.epsilon:
         rule = (
             f"is exceeded by privacy.noise-multiplier={sigma:g}: {rounds} rounds of {steps} steps "

@@ -6,7 +6,7 @@ import dataclasses
 import secrets
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,13 +29,14 @@ from core.records import (
 )
 from data.dataset import ImageDataset
 from data.partition import Partition
-from privacy.ledger import SEEDED, ledger_folder, ledger_run, read_ledgers
+from privacy.ledger import SEEDED, bind_ledgers, ledger_folder, ledger_run
+from privacy.noise import noise_source
 from privacy.statement import statement_of
 from server.checkpoint import Checkpoint
 from server.environment import describe_environment
 from server.preparation import Preparation
 from server.sinks import Sink, open_sinks
-from server.spending import Spending
+from server.spending import NO_LEDGER, Spending, read_spending
 from server.transcript import Transcript
 from strategies.base import Mosaic
 from strategies.table import config_keys
@@ -83,7 +84,7 @@ class Recorder:
             checkpoint = self._last_checkpoint(len(records) - 1)
             if checkpoint is not None:
                 self._refuse_lost_state(checkpoint)
-                self._refuse_lost_ledgers(checkpoint)
+                self._refuse_lost_ledgers(records[: checkpoint.round + 1])
         except BaseException:
             self._lock.release()
             raise
@@ -106,6 +107,7 @@ class Recorder:
         self._data_sha256 = preparation.workload.dataset.sha256()
         self._started, self._resumptions = _now(), list[dict[str, Any]]()
         self._retained: list[Mapping[int, int]] = []
+        self._counted: set[tuple[int, int]] = set()
         self._lock = FileLock(folder.lock)
         try:
             self._lock.acquire(timeout=0)
@@ -128,22 +130,54 @@ class Recorder:
         if not folder.partition.exists():
             preparation.partition_without.write(folder.partition)
 
-    def _statement(self, *, system_noise: bool = True) -> dict[str, Any]:
-        """What the run says about privacy."""
-        preparation = self._preparation
-        return dataclasses.asdict(
-            statement_of(
-                preparation.config,
-                preparation.privacy,
-                preparation.strategy.images_sent,
-                system_noise=system_noise,
-            )
+    def _statement(self, spending: Spending | None = None) -> dict[str, Any]:
+        """What the run says about privacy: what it will cost, and more where it has."""
+        preparation, total = self._preparation, spending.total if spending else None
+        refused = "" if noise_source().is_system else SEEDED
+        if total is not None and total.epsilon is None:
+            refused = total.note
+        statement = statement_of(
+            preparation.config,
+            preparation.privacy,
+            preparation.strategy.images_sent,
+            refused=refused,
+            spent=(total.epsilon or 0.0) if total else 0.0,
         )
+        return dataclasses.asdict(statement)
+
+    def spending(self, round: int, counted: Iterable[int] = ()) -> Spending | None:
+        """What the run has cost its clients; None for one that is not private.
+
+        Args:
+            round: The last round.
+            counted: Clients whose replies counted in it.
+
+        Raises:
+            RecordError: A ledger is damaged.
+        """
+        plan, config = self._preparation.privacy, self._preparation.config
+        if plan is None:
+            return None
+        self._counted |= {(k, round) for k in counted}
+        return read_spending(
+            ledger_folder(config, self.folder),
+            ledger_run(config, self.folder),
+            delta=plan.delta,
+            accountant=plan.accountant,
+            round=round,
+            counted=self._counted,
+        )
+
+    def _write_privacy(self, spending: Spending) -> None:
+        statement = self._statement(spending)
+        self.folder.write_json("privacy", {**statement, "spent": spending.to_json()})
 
     def _begin(self, checkpoint: Checkpoint | None, elapsed_s: float) -> None:
         self.resumed_from, self.elapsed_s = checkpoint, elapsed_s
         self._rounds_done = checkpoint.round if checkpoint else 0
         self._sinks: list[Sink] = []
+        if self._preparation.shared_ledgers is not None:
+            bind_ledgers(self._preparation.shared_ledgers, self._preparation.deal)
         try:
             self._sinks = open_sinks(
                 self._preparation.config, self.folder, checkpoint.round if checkpoint else None
@@ -217,21 +251,21 @@ class Recorder:
             for partition_id, number in sorted(checkpoint.acknowledged.items()):
                 ClientStore(self.folder.clients, partition_id, self._identity).read(number)
 
-    def _refuse_lost_ledgers(self, checkpoint: Checkpoint) -> None:
+    def _refuse_lost_ledgers(self, records: Sequence[RoundRecord]) -> None:
         """Refuse to go on where it is not known what clients have spent."""
-        plan, config = self._preparation.privacy, self._preparation.config
-        if plan is None:
-            return
-        run = ledger_run(config, self.folder)
-        ledgers = read_ledgers(ledger_folder(config, self.folder), run)
-        for partition_id, number in sorted(checkpoint.acknowledged.items()):
-            charges = [c for file in ledgers.get(partition_id, []) for c in file if c.run == run]
-            if not any(charge.round == number for charge in charges):
-                raise RecordError(
-                    f"{ledger_folder(config, self.folder)} holds no charge of partition "
-                    f"{partition_id} for round {number}, whose reply was counted: its ledger is "
-                    "lost or older than the run; restore it, or start the run anew"
-                )
+        self._counted = {
+            (client.partition_id, record.round)
+            for record in records
+            for client in record.clients
+            if client.outcome == "counted"
+        }
+        spending = self.spending(records[-1].round)
+        if spending is not None and spending.total.note.startswith(NO_LEDGER):
+            folder = ledger_folder(self._preparation.config, self.folder)
+            raise RecordError(
+                f"{folder}: {spending.total.note}, whose reply was counted: the ledger is lost or "
+                "older than the run; restore it, or start the run anew"
+            )
 
     def _changed_environment(self) -> dict[str, str]:
         """What is not as it was when the run began; results may differ in their last bits."""
@@ -284,8 +318,7 @@ class Recorder:
             for _, path in self._checkpoints()[:-CHECKPOINTS_KEPT]:
                 path.unlink()
         if spending is not None:
-            statement = self._statement(system_noise=spending.total.note != SEEDED)
-            self.folder.write_json("privacy", {**statement, "spent": spending.to_json()})
+            self._write_privacy(spending)
         for sink in self._sinks:
             sink.round(record)
         self.folder.append_round(record)
@@ -299,6 +332,10 @@ class Recorder:
             status: complete, failed or interrupted.
             failure: Why, if it failed.
         """
+        with suppress(RecordError):  # a damaged ledger is told where the run stumbles over it
+            # Clients may have been charged since the last record.
+            if (spending := self.spending(self._rounds_done + 1)) is not None:
+                self._write_privacy(spending)
         for sink in self._sinks:
             sink.close(status)
         shutil.rmtree(self.folder.progress, ignore_errors=True)

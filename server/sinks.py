@@ -54,8 +54,13 @@ class Sink(Protocol):
         """The run is over: complete, failed or interrupted."""
 
 
-def scalars_of(record: RoundRecord) -> dict[str, float]:
-    """What a round looks like in every sink, by name, such as ``test/accuracy``."""
+def scalars_of(record: RoundRecord, *, hides_counts: bool) -> dict[str, float]:
+    """What a round looks like in every sink, by name, such as ``test/accuracy``.
+
+    Args:
+        record: The round.
+        hides_counts: Whether what clients hold is hidden (``config.hides_counts``).
+    """
     scalars: dict[str, float] = {
         "bytes/up": record.bytes_up,
         "bytes/down": record.bytes_down,
@@ -67,7 +72,9 @@ def scalars_of(record: RoundRecord) -> dict[str, float]:
             scalars[f"{split}/accuracy"] = judged.accuracy
             scalars[f"{split}/loss"] = judged.loss
             scalars[f"{split}/macro_f1"] = judged.macro_f1
-    if record.worst_client_accuracy is not None:
+    # A client's accuracy is that of each class weighted by the client's counts, without noise. The
+    # simulator may know it, since it holds all data; whoever reads a sink of a private run may not.
+    if record.worst_client_accuracy is not None and not hides_counts:
         scalars["test/worst_client_accuracy"] = record.worst_client_accuracy
     return scalars
 
@@ -111,7 +118,7 @@ def open_sinks(config: RunConfig, folder: RunFolder, resumed_after: int | None) 
     """
     kept = [] if resumed_after is None else _records_until(resumed_after, folder)
     openers: list[tuple[str, str, Callable[[], Sink]]] = [
-        ("TensorBoard", "", lambda: TensorBoardSink(folder, resumed_after))
+        ("TensorBoard", "", lambda: TensorBoardSink(config, folder, resumed_after))
     ]
     if config.sinks.wandb:
         openers.append(
@@ -165,16 +172,17 @@ def replay(config: RunConfig, folder: RunFolder) -> None:
 class TensorBoardSink:
     """Event files in the run folder."""
 
-    def __init__(self, folder: RunFolder, resumed_after: int | None) -> None:
+    def __init__(self, config: RunConfig, folder: RunFolder, resumed_after: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         # A new run may have been cut off before its first round was on record.
         purge_step = 0 if resumed_after is None else resumed_after + 1
+        self._hides_counts = config.hides_counts
         self._events: Any = SummaryWriter(str(folder.events), purge_step=purge_step)
 
     def round(self, record: RoundRecord) -> None:
         """Write and flush."""
-        for name, value in scalars_of(record).items():
+        for name, value in scalars_of(record, hides_counts=self._hides_counts).items():
             self._events.add_scalar(name, value, record.round)
         self._events.flush()
 
@@ -193,6 +201,7 @@ class WandbSink:
     def __init__(self, config: RunConfig, folder: RunFolder, kept: Sequence[RoundRecord]) -> None:
         import wandb
 
+        self._hides_counts = config.hides_counts
         known = _ids(folder).get("wandb")
         run_id = known or _new_id(folder)
         offline = wandb.setup().settings.mode in {"offline", "dryrun"}
@@ -222,7 +231,8 @@ class WandbSink:
     def round(self, record: RoundRecord) -> None:
         """Log one step, unless the server holds it from before the run was cut off."""
         if record.round >= self._run.starting_step:
-            self._run.log(scalars_of(record), step=record.round, commit=True)
+            scalars = scalars_of(record, hides_counts=self._hides_counts)
+            self._run.log(scalars, step=record.round, commit=True)
 
     def close(self, status: str) -> None:
         """Wait until all is uploaded, and end the run.
@@ -246,6 +256,7 @@ class MLflowSink:
         from mlflow.tracking import MlflowClient
 
         self._metric = Metric
+        self._hides_counts = config.hides_counts
         runs = folder.path.parent
         uri = _tracking_uri()
         self._client = MlflowClient(tracking_uri=uri or f"sqlite:///{runs / 'mlflow.db'}")
@@ -273,7 +284,7 @@ class MLflowSink:
         now_ms = int(time.time() * 1000)
         metrics = [
             self._metric(name, value, now_ms, record.round)
-            for name, value in scalars_of(record).items()
+            for name, value in scalars_of(record, hides_counts=self._hides_counts).items()
         ]
         self._client.log_batch(self._run_id, metrics=metrics, synchronous=True)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from core.config import RunConfig
-from core.records import RunFolder
 from privacy.accounting import AccountantName
-from privacy.ledger import Charge, Spent, ledger_folder, ledger_run, read_ledgers, spent
-from privacy.plan import PrivacyPlan
+from privacy.ledger import Charge, Spent, read_ledgers, spent_each
 
-NO_LEDGER = "refused: a client's ledger is missing"
+NO_LEDGER = "refused: a charge is missing in a client's ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +48,40 @@ class Spending:
 
 
 def read_spending(
-    config: RunConfig, folder: RunFolder, plan: PrivacyPlan, round: int, counted: Sequence[int]
+    ledgers: Path,
+    run: str,
+    *,
+    delta: float,
+    accountant: AccountantName,
+    round: int,
+    counted: Iterable[tuple[int, int]],
 ) -> Spending:
-    """Compose every ledger that the run has charged.
+    """Compose every ledger that a run has charged.
 
     Args:
-        config: The run.
-        folder: Its folder.
-        plan: Names delta and accountant.
+        ledgers: Folder of ledgers.
+        run: What they call it.
+        delta: Of every epsilon.
+        accountant: By which it is computed; RDP for all where PRV cannot do one.
         round: The last round.
-        counted: Clients whose replies were counted in any round; each must have a ledger.
+        counted: Clients and rounds whose replies were counted; each must have been charged.
 
     Raises:
         RecordError: A ledger is damaged.
     """
-    run, accountant = ledger_run(config, folder), plan.accountant
-    ledgers = read_ledgers(ledger_folder(config, folder), run)
-    own = {k: [c for file in files for c in file if c.run == run] for k, files in ledgers.items()}
-    clients = {k: spent(charges, plan.delta, accountant) for k, charges in own.items()}
-    everything = [
-        spent(file, plan.delta, accountant) for files in ledgers.values() for file in files
-    ]
-    last = [spent(_of_round(charges, round), plan.delta, accountant) for charges in own.values()]
-    missing = sorted({*counted} - {*clients})
-    total = _largest(list(clients.values()), accountant)
-    if missing:
-        total = Spent(None, accountant, f"{NO_LEDGER} (partition {missing[0]})")
+    found = read_ledgers(ledgers, run)
+    own = {k: [c for file in files for c in file if c.run == run] for k, files in found.items()}
+    whole = spent_each(list(own.values()), delta, accountant)
+    clients = dict(zip(own, whole, strict=True))
+    files = [file for charged in found.values() for file in charged]
+    everything = spent_each(files, delta, accountant)
+    last = spent_each([_of_round(c, round) for c in own.values()], delta, accountant)
+    charged = {(k, charge.round) for k, charges in own.items() for charge in charges}
+    total = _largest(whole, accountant)
+    if total.epsilon is not None and (missing := sorted({*counted} - charged)):
+        client, number = missing[0]
+        note = f"{NO_LEDGER} (partition {client}, round {number})"
+        total = Spent(None, accountant, note)
     return Spending(
         clients, _largest(last, accountant).epsilon, total, _largest(everything, accountant).epsilon
     )

@@ -7,13 +7,17 @@ with the way out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import FunctionType
 
+import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from core.config import PrivacyConfig, RunConfig
 from core.errors import ConfigError, Problem
 from core.parameters import trainable_names
+from core.seeds import torch_generator
 from distill.matching import MatchingConfig
 from models.registry import refuse_batch_norm
 from strategies.base import Strategy
@@ -31,26 +35,47 @@ _FITS_HALF = {"dp-sgd": "gradient-steps", "gradient": "matching", "feature": "ma
 
 def fits(kind: type[Strategy], mechanism: str) -> bool:
     """Whether what a method sends can be made private by `mechanism`."""
-    client_half = _vouched(kind, "client_half", ("client_update", "correction"))
+    client_half = _said(kind, "client_half", lambda name: name not in _SERVER_METHODS)
     if mechanism == "client":
-        server_half = _vouched(kind, "server_half", ("begin", "add", "finish"))
+        server_half = _said(kind, "server_half", lambda name: name in _FOLD)
         adds_updates = server_half == "sum" and client_half == "gradient-steps"
         return adds_updates and not kind.public_metrics
     return client_half == _FITS_HALF[mechanism]
 
 
-def _vouched(kind: type[Strategy], half: str, methods: Iterable[str]) -> str:
+_SERVER_METHODS = frozenset(
+    {
+        "problems",
+        "check_model",
+        "begin",
+        "add",
+        "finish",
+        "initial_slots",
+        "broadcast",
+        "broadcast_spec",
+        "check_reply",
+    }
+)
+"""What a subclass may write anew without changing what its clients send."""
+
+_FOLD = frozenset({"begin", "add", "finish", "weight_of"})
+"""What the next state is made by."""
+
+
+def _said(kind: type[Strategy], half: str, belongs: Callable[[str], bool]) -> str:
     """What a class says of one of its halves, if it says so of the code that it runs.
 
-    A subclass that writes its own half and does not say what it is made by is not believed what its
-    base said of another.
+    A subclass that writes anew what belongs to the half, and does not say what that is made of now,
+    is not believed what its base said.
     """
     order = kind.__mro__
-    said = next(place for place, base in enumerate(order) if half in base.__dict__)
-    for method in methods:
-        written = next((p for p, base in enumerate(order) if method in base.__dict__), len(order))
-        if written < said:
-            return "own"
+    place = next(place for place, base in enumerate(order) if half in base.__dict__)
+    sayer = order[place]
+    for base in order[:place]:
+        for name, value in base.__dict__.items():
+            code = isinstance(value, FunctionType | classmethod | staticmethod | property)
+            if code and belongs(name) and hasattr(sayer, name):
+                return "own"
     return str(getattr(kind, half))
 
 
@@ -163,8 +188,15 @@ def _of_matching(config: RunConfig) -> Iterable[Problem]:
         yield Problem("feddm.short-classes", matching.short_classes, rule)
 
 
-def refuse_unfit_model(config: RunConfig, model: nn.Module) -> None:
+def refuse_unfit_model(
+    config: RunConfig, model: nn.Module, input_shape: tuple[int, int, int]
+) -> None:
     """Refuse a model that mixes examples, or has parts that are sent and not noised.
+
+    Args:
+        config: The run.
+        model: Left as it was.
+        input_shape: Channels, height, width of its images.
 
     Raises:
         ConfigError: Names the layer and the way out.
@@ -184,12 +216,43 @@ def refuse_unfit_model(config: RunConfig, model: nn.Module) -> None:
             "as torch.nn.GroupNorm"
         )
         raise ConfigError([Problem("model.name", "", rule)])
+    _refuse_coupling(model, input_shape, training=privacy.mechanism == "dp-sgd")
     if privacy.mechanism == "dp-sgd":
         from privacy.dp_optimizer import unfit_layers  # imports Opacus
 
         if reasons := unfit_layers(model):
             rule = f"per-example gradients of {type(model).__name__} do not exist: {reasons[0]}"
             raise ConfigError([Problem("model.name", "", rule)])
+
+
+@torch.no_grad()
+def _refuse_coupling(
+    model: nn.Module, input_shape: tuple[int, int, int], *, training: bool
+) -> None:
+    """Refuse a model in which what becomes of an image depends on the images beside it.
+
+    Tried on three images; layers that draw, such as dropout, are set aside.
+    """
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    generator = torch_generator(0)
+    images = torch.randn((3, *input_shape), generator=generator).to(device)
+    model.train(training)
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()
+    try:
+        together, alone = model(images), model(images[:1])
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4):
+        rule = (
+            f"{type(model).__name__} gives an image other logits beside other images, so that one "
+            "example changes the part of others and no clip bounds what it does; use layers that "
+            "look at each image alone, such as torch.nn.GroupNorm"
+        )
+        raise ConfigError([Problem("model.name", "", rule)])
 
 
 def refuse_large_delta(privacy: PrivacyConfig, num_examples: Iterable[int]) -> None:

@@ -3,15 +3,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from core.examples import Examples
 from core.parameters import ParameterVector
+from distill import noised_matching
 from distill.matching import MatchingConfig, class_mean_matrix, matching_gradient, matching_loss
 from distill.noised_matching import (
+    NoisedMatch,
     clipped_class_sums,
     example_gradients,
     match_noised,
@@ -33,6 +37,8 @@ def mechanism(
     rate: float = 1.0,
     steps: int = 1,
     source: NoiseSource | None = None,
+    count_scale: float = 1.0,
+    count_floor: float = 1.0,
 ) -> GaussianSums:
     return GaussianSums(
         kind,
@@ -41,20 +47,33 @@ def mechanism(
         sampling_rate=rate,
         steps=steps,
         source=source or NoNoise(),
+        count_scale=count_scale,
+        count_floor=count_floor,
     )
 
 
 class Case:
-    def __init__(self, num_examples: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_examples: int,
+        seed: int = 0,
+        *,
+        image: tuple[int, int, int] = (2, 8, 8),
+        num_classes: int = CLASSES,
+        ipc: int = IPC,
+        width: int = 4,
+        depth: int = 2,
+    ) -> None:
         torch.manual_seed(seed)
-        self.model = ConvNet((2, 8, 8), CLASSES, width=4, depth=2).double().eval()
+        self.num_classes = num_classes
+        self.model = ConvNet(image, num_classes, width=width, depth=depth).double().eval()
         self.parameters = ParameterVector(self.model)
         self.real = Examples(
-            torch.randn(num_examples, 2, 8, 8, dtype=torch.float64),
-            torch.randint(CLASSES, (num_examples,)),
+            torch.randn(num_examples, *image, dtype=torch.float64),
+            torch.randint(num_classes, (num_examples,)),
         )
-        self.synthetic = torch.randn(CLASSES * IPC, 2, 8, 8, dtype=torch.float64)
-        self.labels = torch.arange(CLASSES).repeat_interleave(IPC)
+        self.synthetic = torch.randn(num_classes * ipc, *image, dtype=torch.float64)
+        self.labels = torch.arange(num_classes).repeat_interleave(ipc)
 
     def noised(self, real: Examples, sums: GaussianSums, config: MatchingConfig) -> torch.Tensor:
         with self.parameters.frozen():
@@ -63,7 +82,7 @@ class Case:
                 real,
                 self.synthetic,
                 self.labels,
-                num_classes=CLASSES,
+                num_classes=self.num_classes,
                 config=config,
                 mechanism=sums,
                 augment=identity,
@@ -82,6 +101,32 @@ class Case:
             )
             (gradient,) = torch.autograd.grad(loss, leaf)
             total += gradient * min(1.0, clip / float(gradient.norm()))
+        return total
+
+    def matched(self, sums: GaussianSums, config: MatchingConfig, seed: int = 0) -> NoisedMatch:
+        """At the model's own weights throughout."""
+        return match_noised(
+            self.parameters,
+            self.model,
+            self.real,
+            self.synthetic,
+            self.labels,
+            config,
+            num_classes=self.num_classes,
+            mechanism=sums,
+            draw=drawing(lambda out: out.mul_(1.0)),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def class_sums(self, clip: float, count_scale: float) -> torch.Tensor:
+        """Of each class, the sum of its examples' [h, z, a], each clipped by itself."""
+        linear = self.model.classifier
+        length = linear.in_features + linear.out_features + 1
+        total = torch.zeros(self.num_classes, length, dtype=torch.float64)
+        for image, label in zip(self.real.inputs, self.real.labels, strict=True):
+            h, z = self.model.embed(image[None])[0], self.model(image[None])[0]
+            row = torch.cat([h, z, h.new_tensor([count_scale])])
+            total[label] += row * min(1.0, clip / float(row.norm()))
         return total
 
 
@@ -157,17 +202,56 @@ def neighbours(case: Case, size: int) -> tuple[Examples, Examples, Examples]:
     return chosen(kept), chosen(kept, last), chosen(slice(1, size), last)
 
 
-@settings(max_examples=15, deadline=None)
-@given(size=st.integers(0, 6), seed=st.integers(0, 4), clip=st.floats(1e-3, 2.0))
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.integers(0, 6),
+    seed=st.integers(0, 4),
+    clip=st.floats(1e-3, 2.0),
+    image=st.tuples(st.integers(1, 3), st.integers(4, 9), st.integers(4, 9)),
+    num_classes=st.integers(2, 5),
+    ipc=st.integers(1, 4),
+    width=st.integers(1, 5),
+    depth=st.integers(1, 2),
+    logit_weight=st.floats(0, 10),
+)
 def test_one_example_moves_the_gradients_sum_by_at_most_the_clip(
-    size: int, seed: int, clip: float
+    size: int,
+    seed: int,
+    clip: float,
+    image: tuple[int, int, int],
+    num_classes: int,
+    ipc: int,
+    width: int,
+    depth: int,
+    logit_weight: float,
 ) -> None:
-    case, config = Case(7, seed), MatchingConfig(real_batch=1)
-    sums = mechanism("gradient", clip)
+    case = Case(7, seed, image=image, num_classes=num_classes, ipc=ipc, width=width, depth=depth)
+    config = MatchingConfig(real_batch=1, logit_weight=logit_weight)
+    sums = mechanism("gradient", clip, steps=3)
     batch, added, swapped = (case.noised(b, sums, config) for b in neighbours(case, size))
     assert float((added - batch).norm()) <= clip * (1 + 1e-9)
     if size:
         assert float((swapped - batch).norm()) <= 2 * clip * (1 + 1e-9)
+
+
+def test_the_test_above_catches_clipping_of_a_class() -> None:
+    """The known-bad pattern: clip the mean gradient of each class to C, and scale it up."""
+    clip, moved = 0.02, 0.0
+    for seed in range(5):
+        case = Case(13, seed)
+
+        def class_clipped(real: Examples, case: Case = case) -> torch.Tensor:
+            means = case.literal(real, math.inf, 1.0)
+            for label in real.labels.unique():
+                own, count = case.labels == label, int((real.labels == label).sum())
+                mean = means[own] / count
+                means[own] = mean * min(1.0, clip / float(mean.norm())) * count
+            return means
+
+        with case.parameters.frozen():
+            batch, _, swapped = (class_clipped(b) for b in neighbours(case, 12))
+        moved = max(moved, float((swapped - batch).norm()))
+    assert moved > 2 * clip
 
 
 @given(
@@ -290,20 +374,61 @@ def test_data_are_looked_at_once_per_release(kind: str) -> None:
     assert released == steps
 
 
-def test_empty_batches_still_take_their_noisy_steps() -> None:
+@pytest.mark.parametrize("augmentation", ["off", "dsa"])
+def test_empty_batches_still_take_their_noisy_steps(augmentation: str) -> None:
     case = Case(4)
-    sums = mechanism("gradient", clip=1.0, sigma=2.0, rate=1e-9, steps=30, source=SystemNoise())
-    matched = match_noised(
-        case.parameters,
-        case.model,
-        case.real,
-        case.synthetic,
-        case.labels,
-        MatchingConfig(iterations=30, learning_rate=1.0, momentum=0.0, real_batch=4),
-        num_classes=CLASSES,
-        mechanism=sums,
-        draw=drawing(lambda out: out.mul_(1.0)),
-        generator=torch.Generator().manual_seed(0),
+    sums = mechanism("gradient", clip=1.0, sigma=2.0, rate=1e-12, steps=30, source=SystemNoise())
+    config = MatchingConfig(
+        iterations=30, learning_rate=1.0, momentum=0.0, real_batch=4, augmentation=augmentation
     )
+    matched = case.matched(sums, config)
     moved = (matched.images - case.synthetic).std().item()
     assert moved == pytest.approx(2.0 / 4 * 30**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("augmentation", ["off", "dsa"])
+def test_empty_batches_have_noisy_class_sums_too(augmentation: str) -> None:
+    """Counts are the mean of one draw per network, each of deviation sigma C / a."""
+    steps, clip, sigma, scale = 20, 1.5, 2.0, 0.5
+    case = Case(4, image=(1, 4, 4), num_classes=200, ipc=1, width=1)
+    sums = mechanism("feature", clip, sigma, 1e-12, steps, SystemNoise(), scale, -1e9)
+    matched = case.matched(sums, MatchingConfig(iterations=1, augmentation=augmentation))
+    assert matched.class_counts is not None
+    squares = matched.class_counts.square().sum() * steps / (sigma * clip / scale) ** 2
+    low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], 200)
+    assert low < float(squares) < high
+
+
+@pytest.mark.parametrize("rate", [1e-12, 1.0])
+def test_class_sums_are_noised_on_every_coordinate_as_stated(rate: float) -> None:
+    """What is followed is the clipped sum plus noise; counts too; each network has its own."""
+    networks, clip, sigma, scale, floor = 300, 1.2, 1.5, 0.7, 1.0
+    case = Case(9, image=(1, 4, 4), width=2)
+    sums = mechanism("feature", clip, sigma, rate, networks, SystemNoise(), scale, floor)
+    with torch.no_grad():
+        expected = case.class_sums(clip, scale) * (rate == 1.0)
+    drawn = []
+    for batch in sums.batches(len(case.real)):
+        found = noised_matching._release(
+            case.parameters,
+            case.model,
+            case.real,
+            batch,
+            sums,
+            drawing(lambda out: out.mul_(1.0)),
+            identity,
+            CLASSES,
+        )
+        means = torch.cat([found.features, found.logits], dim=1)
+        totals = means * found.counts.clamp(min=floor).unsqueeze(1)
+        released = torch.cat([totals, found.counts.unsqueeze(1) * scale], dim=1)
+        drawn.append((released - expected).flatten() / (sigma * clip))
+    squares, count = torch.stack(drawn).square(), expected.numel()
+    low, high = stats.chi2.ppf([1e-10, 1 - 1e-10], networks)
+    assert ((squares.sum(0) > low) & (squares.sum(0) < high)).all()
+    low, high = stats.chi2.ppf([1e-10, 1 - 1e-10], networks * count)
+    assert low < float(squares.sum()) < high
+    among_coordinates = np.corrcoef(torch.stack(drawn).T.numpy()) - np.eye(count)
+    assert np.abs(among_coordinates).max() < 6.5 / networks**0.5
+    among_networks = np.corrcoef(torch.stack(drawn).numpy()) - np.eye(networks)
+    assert np.abs(among_networks).max() < 0.99

@@ -20,18 +20,28 @@ from tests.unit.privacy.noises import NoNoise
 
 def mechanism(clip: float, sigma: float, source: NoiseSource) -> GaussianSums:
     return GaussianSums(
-        "dp-sgd", clip=clip, noise_multiplier=sigma, sampling_rate=0.5, steps=1, source=source
+        "dp-sgd", clip=clip, noise_multiplier=sigma, sampling_rate=0.5, steps=100, source=source
     )
 
 
 class Case:
     """A small model, data, and its DP-SGD gradient."""
 
-    def __init__(self, num_examples: int = 12, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_examples: int = 12,
+        seed: int = 0,
+        *,
+        image: tuple[int, int, int] = (1, 8, 8),
+        num_classes: int = 3,
+        width: int = 4,
+        depth: int = 2,
+    ) -> None:
         torch.manual_seed(seed)
-        self.parameters = ParameterVector(ConvNet((1, 8, 8), 3, width=4, depth=2).double())
-        self.inputs = torch.randn(num_examples, 1, 8, 8, dtype=torch.float64)
-        self.labels = torch.randint(3, (num_examples,))
+        model = ConvNet(image, num_classes, width=width, depth=depth).double()
+        self.parameters = ParameterVector(model)
+        self.inputs = torch.randn(num_examples, *image, dtype=torch.float64)
+        self.labels = torch.randint(num_classes, (num_examples,))
 
     def losses(self, batch: torch.Tensor) -> torch.Tensor:
         logits = self.parameters.model(self.inputs[batch])
@@ -74,15 +84,27 @@ def test_physical_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.allclose(case.filled(batch, mechanism(0.3, 0.0, NoNoise())), whole)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     size=st.integers(0, 12),
     seed=st.integers(0, 5),
     clip=st.floats(0.01, 3.0),
+    image=st.tuples(st.integers(1, 3), st.integers(4, 9), st.integers(4, 9)),
+    num_classes=st.integers(2, 5),
+    width=st.integers(1, 5),
+    depth=st.integers(1, 2),
 )
-def test_one_example_moves_the_sum_by_at_most_the_clip(size: int, seed: int, clip: float) -> None:
+def test_one_example_moves_the_sum_by_at_most_the_clip(
+    size: int,
+    seed: int,
+    clip: float,
+    image: tuple[int, int, int],
+    num_classes: int,
+    width: int,
+    depth: int,
+) -> None:
     """Adding one by C, swapping one by 2 C. Clipping the batch's gradient instead fails this."""
-    case = Case(13, seed)
+    case = Case(13, seed, image=image, num_classes=num_classes, width=width, depth=depth)
     source = mechanism(clip, 0.0, NoNoise())
     rest = torch.arange(size)
     without = case.filled(rest, source)

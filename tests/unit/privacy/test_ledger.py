@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from core.errors import PrivacyError, RecordError
-from core.examples import Examples
 from privacy.accounting import Segment, epsilon
 from privacy.ledger import (
     SEEDED,
     Budget,
     Charge,
     Ledger,
+    bind_ledgers,
     owner_of,
     read_ledgers,
+    refuse_other_deal,
     spent,
 )
 
@@ -134,12 +135,30 @@ def test_ledgers_of_a_run_are_found_with_all_they_hold(ledger: Ledger, tmp_path:
 
 
 def test_the_owner_is_known_by_its_images_and_labels() -> None:
-    images, labels = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2])
-    owner = owner_of(Examples(images, labels))
-    assert owner == owner_of(Examples(images.clone(), labels.clone()))
-    assert owner != owner_of(Examples(images.flip(0), labels))
-    assert owner != owner_of(Examples(images, labels.flip(0)))
-    assert owner != owner_of(Examples(images[:2], labels[:2]))
+    images = torch.randint(256, (3, 1, 2, 2), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2])
+    owner = owner_of(images, labels)
+    assert owner == owner_of(images.clone(), labels.clone())
+    assert owner != owner_of(images + 1, labels)
+    assert owner != owner_of(images, labels.flip(0))
+    assert owner != owner_of(images[:2], labels[:2])
+
+
+def test_shared_ledgers_are_bound_to_one_deal(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    refuse_other_deal(folder, "a")
+    assert not folder.exists(), "a check writes nothing"
+    bind_ledgers(folder, "a")
+    bind_ledgers(folder, "a")
+    refuse_other_deal(folder, "a")
+    for check in (bind_ledgers, refuse_other_deal):
+        with pytest.raises(
+            RecordError, match=r"give another privacy\.ledger, or the same partition"
+        ):
+            check(folder, "b")
+    (folder / "deal.json").write_text("{")
+    with pytest.raises(RecordError, match="damaged"):
+        bind_ledgers(folder, "a")
 
 
 def test_the_file_is_plain_json(ledger: Ledger) -> None:

@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from core.errors import PrivacyError
 from privacy.mechanism import GaussianSums
 from privacy.noise import SeededNoise, SystemNoise
 from tests.unit.privacy.noises import NoNoise
 
 
-def sums(clip: float = 1.0, sigma: float = 1.0, rate: float = 0.3, steps: int = 5) -> GaussianSums:
+def sums(
+    clip: float = 1.0, sigma: float = 1.0, rate: float = 0.3, steps: int = 200
+) -> GaussianSums:
     return GaussianSums(
         "dp-sgd",
         clip=clip,
@@ -113,6 +116,19 @@ def test_without_signal_or_release_the_ratio_is_nearly_zero() -> None:
     for _ in range(100):
         mechanism.release(torch.zeros(1000))
     assert mechanism.signal_to_noise < 0.2
+
+
+def test_no_more_is_released_than_was_charged() -> None:
+    mechanism = sums(steps=2)
+    for _ in range(2):
+        mechanism.release(torch.zeros(3))
+    with pytest.raises(PrivacyError, match="2 noised sums were charged and one more"):
+        mechanism.release(torch.zeros(3))
+    assert mechanism.released == 2
+
+
+def test_nobody_to_sample_from_gives_empty_batches() -> None:
+    assert [len(batch) for batch in sums(steps=3).batches(0)] == [0, 0, 0]
 
 
 def test_no_noise_is_never_drawn_for_an_infinite_clip() -> None:

@@ -53,9 +53,13 @@ def test_any_number_of_values(count: int) -> None:
     assert SystemNoise().normal(torch.zeros(count).double(), 1.0).dtype == torch.float64
 
 
-def test_samplers_are_seeded_anew() -> None:
-    seeds = {SystemNoise().generator().initial_seed() for _ in range(20)}
-    assert len(seeds) == 20
+@pytest.mark.parametrize("source", [SystemNoise(), SeededNoise(0)])
+def test_uniform_numbers_are_uniform(source: NoiseSource) -> None:
+    drawn = source.uniform(20_000)
+    assert drawn.dtype == torch.float64 and ((drawn > 0) & (drawn < 1)).all()
+    assert stats.kstest(drawn.numpy(), "uniform").pvalue > 1e-5
+    assert not torch.equal(drawn, source.uniform(20_000))
+    assert len(drawn.unique()) == 20_000, "53 bits do not collide, 24 would"
 
 
 def test_injection_ends_with_its_block() -> None:

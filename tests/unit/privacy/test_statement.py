@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from privacy.ledger import SEEDED
 from privacy.statement import (
     ImagesSent,
     PrivacyStatement,
@@ -50,7 +51,7 @@ def stated(
 ) -> PrivateStatement:
     config = parse_config(keys)
     plan = plan_privacy(config, range(10))
-    statement = statement_of(config, plan, images, system_noise=system_noise)
+    statement = statement_of(config, plan, images, refused="" if system_noise else SEEDED)
     assert isinstance(statement, PrivateStatement)
     return statement
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from safetensors.torch import load_file
 
 from core.config import RunConfig
-from core.errors import ConfigError, RecordError, RunError
+from core.errors import ConfigError, PrivacyError, RecordError, RunError
 from core.parameters import ParameterVector
 from core.records import RunFolder
-from core.wire import Record
+from core.wire import ArraySpec, Record, RecordSpec
 from engine.flwr_seam import run_identity
 from privacy.ledger import SEEDED, Budget, Charge, Ledger, owner_of, read_ledgers
 from privacy.noise import injected_noise
@@ -26,6 +27,7 @@ from server.client_level import PaidRound, TrustedServer
 from server.cohort import Cohort, draw_cohort
 from server.preparation import Preparation, prepare
 from strategies.base import (
+    ClientShape,
     ClientTask,
     ClientUpdate,
     Reply,
@@ -228,7 +230,8 @@ def test_every_client_asked_has_paid_before_any_trains(
 def spend(preparation: Preparation, folder: Path, partition_id: int, sigma: float) -> None:
     """A charge of another run."""
     indices = torch.from_numpy(preparation.partition.clients[partition_id])
-    owner = owner_of(preparation.workload.examples(indices))
+    own = preparation.workload.dataset.train.take(indices)
+    owner = owner_of(own.images, own.labels)
     charge = Charge(
         run="another",
         round=1,
@@ -280,6 +283,24 @@ def test_who_has_not_paid_is_not_added(tmp_path: Path) -> None:
     start = preparation.initial_state()
     with pytest.raises(AssertionError, match="has paid"):
         fold(half, preparation, {1: moved(start, 0.1)})
+
+
+class CountsSteps(FedAvg):
+    """Sends an integer beside its update, and vouches for its halves nevertheless."""
+
+    def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
+        form = super().reply_spec(client, round)
+        return RecordSpec({**form.arrays, "steps": ArraySpec((), "int64")}, form.metrics)
+
+
+def test_nobody_pays_for_replies_that_cannot_be_noised(tmp_path: Path) -> None:
+    preparation, _ = prepared(tmp_path)
+    unfit = replace(preparation, strategy=CountsSteps(preparation.config))
+    assert unfit.privacy is not None
+    trusted = TrustedServer(unfit, RunFolder(tmp_path / "run"), unfit.privacy)
+    with pytest.raises(PrivacyError, match=r"'steps' .* torch.int64"):
+        trusted.charge(cohort_of(preparation.config), 1)
+    assert not list((tmp_path / "run/ledgers").glob("partition-*.json"))
 
 
 def test_a_round_that_is_done_again_is_charged_again(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_noise_that_is_given_is_kept_and_told() -> None:
 
 def test_noise_that_exceeds_the_budget_is_refused() -> None:
     config = parse_config({**KEYS, "privacy.noise-multiplier": 0.5, "privacy.epsilon": 1.0})
-    with pytest.raises(ConfigError, match=r"is exceeded by privacy\.noise-multiplier=0\.5: 5 rounds"):
+    with pytest.raises(ConfigError, match=r"noise-multiplier=0\.5: 5 rounds of 10 steps"):
         plan_privacy(config, range(10))
 
 

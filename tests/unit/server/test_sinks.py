@@ -20,7 +20,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import server.sinks
-from core.config import RunConfig, SinksConfig
+from core.config import PrivacyConfig, RunConfig, SinksConfig
 from core.errors import RunError
 from core.records import ClientRecord, EvaluationRecord, RoundRecord, RunFolder
 from server.sinks import missing_sinks, open_sinks, replay, scalars_of
@@ -114,7 +114,7 @@ def events_in(folder: RunFolder) -> dict[str, dict[int, float]]:
 def by_name(records: list[RoundRecord]) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for one in records:
-        for name, value in scalars_of(one).items():
+        for name, value in scalars_of(one, hides_counts=False).items():
             found.setdefault(name, {})[one.round] = value
     return found
 
@@ -124,12 +124,12 @@ def by_name(records: list[RoundRecord]) -> dict[str, dict[int, float]]:
 
 def test_what_privacy_costs_reaches_every_sink() -> None:
     spent = {"epsilon": 1.5, "epsilon_round": 0.75, "snr": 0.25}
-    told = scalars_of(dataclasses.replace(record(1), server=spent))
+    told = scalars_of(dataclasses.replace(record(1), server=spent), hides_counts=False)
     assert {f"server/{name}": value for name, value in spent.items()}.items() <= told.items()
 
 
 def test_scalars_are_the_record_under_slashed_names() -> None:
-    assert scalars_of(record(2)) == {
+    assert scalars_of(record(2), hides_counts=False) == {
         "bytes/up": 2,
         "bytes/down": 1002,
         "server/displacement": 1.5,
@@ -145,8 +145,11 @@ def test_scalars_are_the_record_under_slashed_names() -> None:
 
 
 def test_a_round_without_evaluation_has_no_accuracies() -> None:
-    assert set(scalars_of(record(1))) == SCALARS_OF_EVERY_ROUND | SCALARS_OF_AN_EVALUATION
-    assert set(scalars_of(record(1, evaluated=False))) == SCALARS_OF_EVERY_ROUND
+    assert (
+        set(scalars_of(record(1), hides_counts=False))
+        == SCALARS_OF_EVERY_ROUND | SCALARS_OF_AN_EVALUATION
+    )
+    assert set(scalars_of(record(1, evaluated=False), hides_counts=False)) == SCALARS_OF_EVERY_ROUND
 
 
 # TensorBoard
@@ -256,7 +259,7 @@ def test_wandb_holds_every_scalar_at_its_round(folder: RunFolder) -> None:
     records = [record(0), record(1, evaluated=False), record(2)]
     run_through(config, folder, records, None)
     path = only_wandb_file(folder)
-    assert steps_in(path) == [(one.round, scalars_of(one)) for one in records]
+    assert steps_in(path) == [(one.round, scalars_of(one, hides_counts=False)) for one in records]
     run = run_in(path)
     assert run.run_id == folder.read_json("sinks")["wandb"]
     assert (run.project, run.display_name) == ("figures", folder.path.name)
@@ -307,7 +310,7 @@ def test_a_killed_wandb_run_goes_on_with_each_step_once(folder: RunFolder) -> No
     assert folder.read_json("sinks") == known
     assert run_in(path).run_id == known["wandb"]
     expected = [record(0), record(1), *again]
-    assert steps_in(path) == [(one.round, scalars_of(one)) for one in expected]
+    assert steps_in(path) == [(one.round, scalars_of(one, hides_counts=False)) for one in expected]
     # With this flag, an upload would be added to what the server has.
     assert not run_in(path).resume
 
@@ -455,7 +458,7 @@ def test_replayed_records_are_a_run_of_their_own_in_every_sink(
     replay(config, folder)
     assert events_in(folder) == by_name(records)
     path, ids = only_wandb_file(folder), folder.read_json("sinks")
-    assert steps_in(path) == [(one.round, scalars_of(one)) for one in records]
+    assert steps_in(path) == [(one.round, scalars_of(one, hides_counts=False)) for one in records]
     assert metrics_in(store, ids["mlflow"]) == by_name(records)
     run = store.get_run(ids["mlflow"])
     assert (run.info.run_name, run.info.status) == (folder.path.name, "FINISHED")
@@ -480,8 +483,37 @@ def test_mlflow_keeps_a_local_store_beside_the_runs(local_store: LocalStore, sto
     assert {path.name for path in runs.iterdir()} == {"local", "mlflow.db"}
     assert not list(local_store.working_directory.iterdir())
     run = store.get_run(local_store.folder.read_json("sinks")["mlflow"])
-    assert run.data.metrics == scalars_of(record(0))
+    assert run.data.metrics == scalars_of(record(0), hides_counts=False)
     assert run.info.artifact_uri.startswith(runs.as_uri())
+
+
+# Private runs
+
+
+def test_no_sink_of_a_private_run_learns_how_clients_fare(
+    folder: RunFolder, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client's accuracy is a function of its class counts; all else of a round goes out."""
+    import wandb
+
+    run = OnlineRun(0)
+    monkeypatch.setattr(wandb, "init", lambda **given: run)
+    monkeypatch.setattr(
+        wandb, "setup", lambda: SimpleNamespace(settings=SimpleNamespace(mode="online"))
+    )
+    config = config_of(folder, wandb=True, mlflow=True)
+    config = dataclasses.replace(config, privacy=PrivacyConfig(mechanism="dp-sgd", epsilon=4.0))
+    assert config.hides_counts
+    folder.append_round(record(0))
+    for sink in open_sinks(config, folder, 0):  # round 0 reaches W&B and MLflow as a kept one
+        sink.round(record(1))
+        sink.close("complete")
+    expected = SCALARS_OF_EVERY_ROUND | SCALARS_OF_AN_EVALUATION - {"test/worst_client_accuracy"}
+    assert set(events_in(folder)) == expected
+    assert [set(data) for _, data in run.logged] == [expected, expected]
+    in_mlflow = metrics_in(store, folder.read_json("sinks")["mlflow"])
+    assert set(in_mlflow) == expected
+    assert set(in_mlflow["test/accuracy"]) == {0, 1}
 
 
 # What is missing, and what fails

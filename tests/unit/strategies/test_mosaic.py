@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 import strategies.mosaic
 from core.parameters import ParameterVector
 from core.records import RunFolder
-from core.wire import Record
+from core.wire import Array, Record
+from privacy.mechanism import GaussianSums
+from privacy.noise import SeededNoise
 from server.preparation import Preparation, prepare
 from strategies.base import ClientTask, Reply, ServerState, ServerTask
 from strategies.mosaic import (
+    PIXEL_LIMIT,
     MosaicConfig,
     MosaicStrategy,
     ReceivedSet,
@@ -34,6 +37,23 @@ from tests.conftest import Federate, tiny_keys
 
 def prepare_tiny(strategy: str, **keys: object) -> Preparation:
     return prepare(parse_config(tiny_keys(strategy, **keys)))
+
+
+def prepare_private(mechanism: str, **keys: object) -> Preparation:
+    """FedDM with hidden counts."""
+    flat = tiny_keys(
+        "feddm",
+        feddm__initialisation="noise",
+        privacy__mechanism=mechanism,
+        privacy__noise_multiplier=1.0,
+        privacy__delta=1e-4,
+        privacy__accountant="rdp",
+        **keys,
+    )
+    if mechanism == "feature":
+        del flat["feddm.real-batch"]
+        flat["privacy.steps"] = 3
+    return prepare(parse_config(flat))
 
 
 def client_task(preparation: Preparation, partition_id: int = 0, **changes: object) -> ClientTask:
@@ -147,6 +167,33 @@ def test_warm_start_begins_where_the_last_round_ended() -> None:
     assert np.array_equal(again.arrays["images"], first.arrays["images"])
 
 
+@pytest.mark.parametrize("kind", ["gradient", "feature"])
+def test_private_warm_start_begins_with_what_was_sent(kind: str) -> None:
+    """Nothing else than what was released may be kept: not the images before they are clamped."""
+
+    def mechanism(clip: float) -> GaussianSums:
+        return GaussianSums(
+            kind,
+            clip=clip,
+            noise_multiplier=1.0,
+            sampling_rate=0.1,
+            steps=3,
+            source=SeededNoise(3),
+        )
+
+    preparation = prepare_private(kind, feddm__warm_start=True, feddm__learning_rate=1e5)
+    task = client_task(preparation, mechanism=mechanism(100.0))
+    first = preparation.strategy.client_update(task)
+    assert first.state is not None and first.state.keys() == {"images"}
+    assert np.array_equal(first.state["images"].numpy(), first.arrays["images"])
+    assert np.abs(first.arrays["images"]).max() == PIXEL_LIMIT
+    still = prepare_private(kind, feddm__warm_start=True, feddm__learning_rate=1e-30)
+    for state in (first.state, None):
+        task = client_task(still, round=2, seed=9, state=state, mechanism=mechanism(1.0))
+        again = still.strategy.client_update(task).arrays["images"]
+        assert np.array_equal(again, first.arrays["images"]) == (state is not None)
+
+
 def test_fresh_networks_replace_the_first_rounds_draws_only() -> None:
     changed = {}
     for round_number in (1, 2):
@@ -178,6 +225,66 @@ def test_counts_weigh_each_image_by_the_real_ones_it_stands_for() -> None:
     for label in received.labels.unique().tolist():
         total = received.weights[received.labels == label].sum().item()
         assert total == pytest.approx(counts[label])
+
+
+@pytest.fixture(scope="module")
+def hidden_counts() -> Preparation:
+    return prepare_private("feature", mosaic__weighting="counts")
+
+
+def with_counts(preparation: Preparation, counts: list[float]) -> Reply:
+    """Two images of each of ten classes, of which `counts` are told."""
+    shape = preparation.client_shapes()[0]
+    arrays: dict[str, Array] = {
+        "images": np.zeros((20, *shape.input_shape), dtype=np.float32),
+        "labels": np.repeat(np.arange(10), 2),
+        "class_counts": np.array(counts, dtype=np.float32),
+    }
+    reply = Reply(0, Record(arrays))
+    form = preparation.strategy.reply_spec(shape, 1)
+    assert {n: (s.shape, s.dtype) for n, s in form.arrays.items()} == {
+        n: (a.shape, str(a.dtype)) for n, a in arrays.items()
+    }
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("counts", "reasons"),
+    [
+        ([0.25, 31.5, *[0.0] * 8], []),  # not those that the client holds, which nobody may know
+        ([3.0, -0.5, *[1.0] * 8], ["holds a class count of -0.5, expected at least 0"]),
+        ([0.0] * 10, ["class_counts tell no image of any label"]),
+    ],
+)
+def test_noised_counts_are_believed_unless_they_make_no_sense(
+    hidden_counts: Preparation, counts: list[float], reasons: list[str]
+) -> None:
+    reply = with_counts(hidden_counts, counts)
+    shape = hidden_counts.client_shapes()[0]
+    assert hidden_counts.strategy.check_reply(reply, shape) == reasons
+
+
+def test_counts_of_classes_that_are_not_sent_do_not_make_up_for_the_others(
+    hidden_counts: Preparation,
+) -> None:
+    reply = with_counts(hidden_counts, [0.0, 0.0, *[5.0] * 8])
+    reply.record.arrays["labels"][:] %= 2
+    reasons = hidden_counts.strategy.check_reply(reply, hidden_counts.client_shapes()[0])
+    assert reasons == ["class_counts tell no image of any label"]
+
+
+def test_noised_counts_weigh_each_image_by_the_estimate_it_stands_for(
+    hidden_counts: Preparation,
+) -> None:
+    strategy = hidden_counts.strategy
+    assert isinstance(strategy, MosaicStrategy)
+    reply = with_counts(hidden_counts, [0.0, 0.5, 7.0, *[1.25] * 7])
+    reply.record.arrays["labels"][4] = 1  # three of class 1, one of class 2
+    weights = strategy.received_set(reply, hidden_counts.workload).weights
+    assert weights.dtype == torch.float32
+    assert weights.tolist() == pytest.approx(
+        [0.0, 0.0, 0.5 / 3, 0.5 / 3, 0.5 / 3, 7.0, *[0.625] * 14]
+    )
 
 
 def test_without_the_ball_the_server_is_torchs_sgd() -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from core.config import RunConfig
@@ -16,6 +17,7 @@ from privacy.noise import SeededNoise
 from server.preparation import prepare
 from strategies.base import ClientUpdate
 from strategies.fedavg import FedAvg
+from strategies.feddm import FedDM
 from strategies.local_sgd import num_steps, train_locally
 from strategies.private import (
     fits,
@@ -90,6 +92,8 @@ def test_what_nothing_makes_private_says_so(name: str) -> None:
         ({"strategy": "scaffold", **DP_SGD, "scaffold.option": "I"}, "set scaffold.option=II"),
         ({"strategy": "fedavg", **DP_SGD, "privacy.accountant": "gdp"}, "understates epsilon"),
         ({"strategy": "fedavg", "privacy.clip": 2.0}, "read only with privacy.mechanism"),
+        ({"strategy": "fedavg", "privacy.ledger": "x"}, "nothing is charged without"),
+        ({"strategy": "fedavg", **DP_SGD, "privacy.clip": 1e-9}, "at least 1e-06"),
         (
             {"strategy": "fedavg", **DP_SGD, "privacy.mechanism": "client", "privacy.steps": 3},
             "read only with privacy.mechanism=dp-sgd or feature",
@@ -147,6 +151,37 @@ class OwnServer(FedAvg):
         return super().finish(state, accumulator, task)
 
 
+class RealOnes(FedDM):
+    """A user's own images under FedDM's name for its half."""
+
+    name = "real-ones"
+
+    def images(self, task, wanted):  # type: ignore[no-untyped-def]
+        return None
+
+
+class Tells(FedAvg):
+    name = "tells"
+
+    def sent_metrics(self, names):  # type: ignore[no-untyped-def]
+        return tuple(names)
+
+
+class Checks(FedAvg):
+    """Writes nothing anew that changes what a client sends."""
+
+    name = "checks"
+
+    def check_reply(self, reply, client):  # type: ignore[no-untyped-def]
+        return []
+
+
+def test_what_a_base_calls_belongs_to_its_half() -> None:
+    assert not fits(RealOnes, "gradient") and not fits(RealOnes, "feature")
+    assert not fits(Tells, "dp-sgd") and not fits(Tells, "client")
+    assert fits(Checks, "dp-sgd") and fits(Checks, "client")
+
+
 def test_a_half_that_is_written_anew_must_be_vouched_for() -> None:
     assert fits(FedAvg, "dp-sgd") and not fits(Sends, "dp-sgd") and fits(Vouches, "dp-sgd")
     assert fits(FedAvg, "client") and not fits(OwnServer, "client") and fits(OwnServer, "dp-sgd")
@@ -161,9 +196,45 @@ def test_batch_norm_is_refused(mechanism: str) -> None:
     )
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     with pytest.raises(ConfigError, match="GroupNorm"):
-        refuse_unfit_model(config, model)
-    refuse_unfit_model(config, ConvNet((1, 8, 8), 3, width=4, depth=2))
-    refuse_unfit_model(RunConfig(), model)
+        refuse_unfit_model(config, model, (1, 8, 8))
+    refuse_unfit_model(config, ConvNet((1, 8, 8), 3, width=4, depth=2), (1, 8, 8))
+    refuse_unfit_model(RunConfig(), model, (1, 8, 8))
+
+
+class Centring(nn.Module):
+    """Takes the mean over the batch off its features: no batch norm, and couples examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 5)
+        self.drop = nn.Dropout(0.5)
+        self.classifier = nn.Linear(5, 3)
+        self.centres = True
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        h: torch.Tensor = self.drop(self.layer(x.flatten(1)))
+        return h - h.mean(0) if self.centres else h
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.embed(x))
+        return logits
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"strategy": "fedavg", **DP_SGD},
+        {"strategy": "feddm", **MATCHING, "privacy.mechanism": "gradient"},
+        {"strategy": "feddm", **MATCHING, "privacy.mechanism": "feature"},
+    ],
+)
+def test_a_model_that_couples_examples_is_refused(keys: dict[str, object]) -> None:
+    config, model = parse_config(keys), Centring()
+    with pytest.raises(ConfigError, match="beside other images"):
+        refuse_unfit_model(config, model, (1, 8, 8))
+    model.centres = False
+    refuse_unfit_model(config, model, (1, 8, 8))
+    assert model.training and model.drop.training
 
 
 def test_untrained_entries_that_would_be_sent_are_refused() -> None:
@@ -175,7 +246,7 @@ def test_untrained_entries_that_would_be_sent_are_refused() -> None:
 
     config = parse_config({"strategy": "fedavg", **DP_SGD})
     with pytest.raises(ConfigError, match="seen"):
-        refuse_unfit_model(config, Counting())
+        refuse_unfit_model(config, Counting(), (1, 8, 8))
 
 
 def test_delta_must_be_below_one_over_the_examples() -> None:
@@ -187,12 +258,14 @@ def test_delta_must_be_below_one_over_the_examples() -> None:
         refuse_large_delta(privacy, [5000])
 
 
-def local(mechanism: GaussianSums | None, **keys: object) -> tuple[torch.Tensor, float, int]:
+def local(
+    mechanism: GaussianSums | None, num_inputs: int = 3, **keys: object
+) -> tuple[torch.Tensor, float, int]:
     """Weights after local training on ten examples, its loss and its steps."""
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
+    model = nn.Linear(num_inputs, 2)
     parameters = ParameterVector(model)
-    examples = Examples(torch.randn(10, 3), torch.randint(2, (10,)))
+    examples = Examples(torch.randn(10, num_inputs), torch.randint(2, (10,)))
     config = parse_config({"strategy": "fedavg", "train.batch-size": 10, **keys})
     count = 0
 
@@ -234,10 +307,14 @@ def test_without_noise_and_clip_full_samples_are_full_batches() -> None:
 
 def test_noise_is_added_once_a_step_at_the_stated_scale() -> None:
     """With empty samples a step is noise alone: the rate times sigma C / batch-size."""
-    start, _, _ = local(sums(1e-12, 1))
-    moved, _, _ = local(sums(1e-12, 400, sigma=2.0, clip=0.5), **{"train.learning-rate": 0.1})
-    expected = 0.1 * 2.0 * 0.5 / 10 * 400**0.5
-    assert (moved - start).std().item() == pytest.approx(expected, rel=0.6)
+    steps, num_inputs = 50, 1000
+    start, _, _ = local(sums(1e-12, 1), num_inputs)
+    noise = sums(1e-12, steps, sigma=2.0, clip=0.5)
+    moved, _, _ = local(noise, num_inputs, **{"train.learning-rate": 0.1})
+    variance = (0.1 * 2.0 * 0.5 / 10) ** 2 * steps
+    low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], len(start))
+    assert len(start) == 2002 and high < 1.2 * len(start)
+    assert low < float((moved - start).double().square().sum() / variance) < high
 
 
 def test_steps_are_a_constant_of_the_configuration() -> None:
