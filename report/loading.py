@@ -7,6 +7,7 @@ lacks rounds.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from core.records import (
     refuse_unknown_schema,
 )
 from data.partition import Partition
+from server.spending import read_spending
 
 STATUSES = ("running", "complete", "failed", "interrupted")
 OUTCOMES: tuple[ReplyOutcome, ...] = get_args(ReplyOutcome)
@@ -311,6 +313,9 @@ def load_run(path: Path) -> LoadedRun:
     num_classes = _num_classes(folder, rounds, partition)
     if finished and all(record.test is None for record in rounds):
         raise RecordError(f"{folder.rounds} holds no evaluated round of a run that is complete")
+    privacy = _unless_too_early(
+        finished, folder.path / "privacy.json", lambda: _read_privacy(folder)
+    )
     return LoadedRun(
         folder=folder,
         name=_text(run, "name", run_file),
@@ -322,9 +327,9 @@ def load_run(path: Path) -> LoadedRun:
         config=config,
         environment=environment or {},
         partition=partition,
-        privacy=_unless_too_early(
-            finished, folder.path / "privacy.json", lambda: _read_privacy(folder)
-        ),
+        privacy=privacy
+        if finished or privacy is None
+        else _as_ledgers_say(privacy, folder, run, config, rounds),
         rounds=tuple(rounds),
         class_names=_class_names(run, num_classes, run_file),
     )
@@ -401,6 +406,47 @@ def _read_privacy(folder: RunFolder) -> PrivacyStatement:
         text=_text(statement, "text", path),
         noised=_read_noised(statement, path) if "mechanism" in statement else None,
     )
+
+
+def _as_ledgers_say(
+    privacy: PrivacyStatement,
+    folder: RunFolder,
+    run: Mapping[str, Any],
+    config: Mapping[str, Scalar],
+    rounds: Sequence[RoundRecord],
+) -> PrivacyStatement:
+    """The statement of a run that was cut off, with what its clients' ledgers tell now.
+
+    They may have been charged, and have sent, after the last record. Where the ledgers are not at
+    hand, as when a folder was renamed, it is what the record tells.
+    """
+    noised = privacy.noised
+    if noised is None:
+        return privacy
+    shared = str(config.get("privacy.ledger", ""))
+    spending = read_spending(
+        Path(shared).expanduser().resolve() if shared else folder.ledgers,
+        f"{folder.path.name}/{run.get('identity')}",
+        delta=noised.delta,
+        accountant="rdp" if noised.accountant == "rdp" else "prv",
+        round=rounds[-1].round + 1 if rounds else 1,
+        counted=[
+            (client.partition_id, record.round)
+            for record in rounds
+            for client in record.clients
+            if client.outcome == "counted"
+        ],
+    )
+    if not spending.clients:
+        return privacy
+    told = SpentPrivacy(
+        spending.total.epsilon,
+        spending.total.accountant,
+        spending.total.note,
+        {k: one.epsilon for k, one in spending.clients.items()},
+        spending.all_runs,
+    )
+    return dataclasses.replace(privacy, noised=dataclasses.replace(noised, spent=told))
 
 
 def _read_noised(statement: Mapping[str, Any], path: Path) -> NoisedPrivacy:

@@ -54,6 +54,15 @@ class Sink(Protocol):
         """The run is over: complete, failed or interrupted."""
 
 
+def _told_seconds(record: RoundRecord, hides_counts: bool) -> list[tuple[str, float]]:
+    """Seconds of a round; of a private one not those of clients, which depend on their samples."""
+    return [
+        (name, value)
+        for name, value in record.seconds.items()
+        if not (hides_counts and name.startswith("client_"))
+    ]
+
+
 def scalars_of(record: RoundRecord, *, hides_counts: bool) -> dict[str, float]:
     """What a round looks like in every sink, by name, such as ``test/accuracy``.
 
@@ -65,7 +74,7 @@ def scalars_of(record: RoundRecord, *, hides_counts: bool) -> dict[str, float]:
         "bytes/up": record.bytes_up,
         "bytes/down": record.bytes_down,
         **{f"server/{name}": value for name, value in record.server.items()},
-        **{f"seconds/{name}": value for name, value in record.seconds.items()},
+        **{f"seconds/{name}": value for name, value in _told_seconds(record, hides_counts)},
     }
     for split, judged in (("validation", record.validation), ("test", record.test)):
         if judged is not None:

@@ -21,6 +21,7 @@ from experiments.run import resume
 from privacy.accounting import Segment, epsilon
 from privacy.ledger import SEEDED, Charge, read_ledgers
 from privacy.noise import SeededNoise, injected_noise
+from report.loading import load_run
 from server.prediction import predict_bytes, request_settings
 from server.preparation import prepare
 from server.progress import PlainProgress
@@ -346,6 +347,11 @@ def test_a_killed_run_goes_on_and_tells_all_it_has_spent(
         nth = 9  # a state and a reply for each client and round
     assert tessera(*words, kill=[point, nth]) == KILLED
     before = charges_of(path)
+    cut_off = load_run(path).privacy
+    assert cut_off is not None and cut_off.noised is not None
+    assert cut_off.noised.spent.epsilon == pytest.approx(
+        cost(STEPS * max(len(own) for own in before.values()))
+    ), "what was charged after the last record is told too"
     assert tessera(*resume_words(path)) == 0, tessera.log.read_text()[-3_000:]
     charges = charges_of(path)
     for k, own in before.items():

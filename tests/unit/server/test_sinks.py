@@ -504,6 +504,9 @@ def test_no_sink_of_a_private_run_learns_how_clients_fare(
     config = config_of(folder, wandb=True, mlflow=True)
     config = dataclasses.replace(config, privacy=PrivacyConfig(mechanism="dp-sgd", epsilon=4.0))
     assert config.hides_counts
+    timed = dataclasses.replace(record(1), seconds={"client_sum": 1.0, "wall": 3.0})
+    assert "seconds/client_sum" in scalars_of(timed, hides_counts=False)
+    assert "seconds/client_sum" not in scalars_of(timed, hides_counts=True)
     folder.append_round(record(0))
     for sink in open_sinks(config, folder, 0):  # round 0 reaches W&B and MLflow as a kept one
         sink.round(record(1))
