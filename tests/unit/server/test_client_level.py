@@ -215,7 +215,7 @@ def test_every_client_asked_has_paid_before_any_trains(
     before = FedAvgClient.client_update
 
     def client_update(self: FedAvgClient, task: ClientTask) -> ClientUpdate:
-        files = [json.loads(path.read_text()) for path in ledgers.glob("*.json")]
+        files = [json.loads(path.read_text()) for path in ledgers.glob("partition-*.json")]
         paid.append({file["partition_id"]: len(file["charges"]) for file in files})
         return before(self, task)
 
