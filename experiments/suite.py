@@ -51,7 +51,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard
 
-from core.config import RunConfig, SinksConfig
+from core.config import PrivacyConfig, RunConfig, SinksConfig
 from core.errors import (
     ConfigError,
     DataError,
@@ -321,6 +321,7 @@ def parse_suite(value: Mapping[str, object]) -> Suite:
         known_seeds,
         problems,
     )
+    problems += _unread_privacy([base, *settings], configs)
     if problems := [*problems, *_unlike_privacy(configs)]:
         raise ConfigError(problems)
     suite = _build(_Source(str(name), known_seeds, methods, under, where, configs), target)
@@ -373,7 +374,7 @@ class _Combination:
         if found.get("privacy.mechanism", "none") != "none":
             return found
         own = self.candidate.keys.keys() | self.method.keys.keys()
-        return {k: v for k, v in found.items() if k in own or not k.startswith("privacy.")}
+        return {k: v for k, v in found.items() if k in own or k not in _PRIVACY_KEYS}
 
     def place_of(self, key: str) -> str:
         """The table that gives `key`; empty where none does."""
@@ -384,6 +385,12 @@ class _Combination:
         same_place = self.place_of(key) == other.place_of(key)
         return same_place and self.flat().get(key) == other.flat().get(key)
 
+
+_PRIVACY_KEYS = frozenset(
+    f"privacy.{field.name.replace('_', '-')}" for field in dataclasses.fields(PrivacyConfig)
+)
+"""What a method without noise takes neither from base nor from settings; a key that is misspelt is
+not among them, and so is refused."""
 
 _Configs = Mapping[tuple[str, str, str, int], RunConfig]
 """By labels of method, setting and candidate, and seed."""
@@ -473,6 +480,18 @@ def _tuning(
             for combination in method.grid
         ),
     )
+
+
+def _unread_privacy(tables: Iterable[_Table], configs: _Configs) -> Iterator[Problem]:
+    """Privacy keys for all methods of a suite in which no method is private."""
+    if configs and not any(config.privacy.is_private for config in configs.values()):
+        for table in tables:
+            for key in sorted(_PRIVACY_KEYS & table.keys.keys()):
+                rule = (
+                    "no method of the suite is private; give methods privacy.mechanism, or leave "
+                    "it out"
+                )
+                yield Problem(f"{table.place}.{key}", str(table.keys[key]), rule)
 
 
 def _unlike_privacy(configs: _Configs) -> Iterator[Problem]:

@@ -386,9 +386,21 @@ def _text(
         f"Sampling: {words.sampling}. {noise}"
         f"Released: {'; '.join(words.released(images))}. "
         f"Not released: {'; '.join(_NOT_RELEASED)}. "
+        f"{_canaries(config)}"
         f"Composition: {words.composition}. {_capital(_ledger(config))}. "
         f"Not paid for: {'; '.join(_NOT_PAID_FOR)}. {_EVALUATION}. "
         f"Outside: {'; '.join(words.outside)}."
+    )
+
+
+def _canaries(config: RunConfig) -> str:
+    canaries = config.canaries
+    if canaries.kind == "none":
+        return ""
+    return (
+        f"An audit has put {canaries.count} canaries of kind {canaries.kind} among clients' data, "
+        "each by the toss of a coin: this is not a run to publish accuracies of. All that the "
+        "server saw is kept in the folder transcript. "
     )
 
 

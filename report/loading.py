@@ -35,6 +35,7 @@ from server.spending import read_spending
 STATUSES = ("running", "complete", "failed", "interrupted")
 OUTCOMES: tuple[ReplyOutcome, ...] = get_args(ReplyOutcome)
 _SECONDS = ("client_sum", "server", "elapsed")
+_LATER_KEYS = ("privacy.", "canaries.", "train.weighting")
 _SINCE_SCHEMA_2 = ("cohort", "faults", "attack")
 
 Value = TypeVar("Value")
@@ -239,6 +240,11 @@ class LoadedRun:
         return self.noised.spent.epsilon if self.noised is not None else None
 
     @property
+    def has_canaries(self) -> bool:
+        """Whether an audit put canaries among clients' data."""
+        return self.config.get("canaries.kind", "none") != "none"
+
+    @property
     def attack(self) -> str | None:
         """What malicious clients do and how many are, in words; None where all are honest."""
         kind = self.config.get("attack.kind", "none")
@@ -377,6 +383,9 @@ def _read_config(folder: RunFolder, schema: int) -> dict[str, Scalar]:
         defaults = RunConfig().flat().items()
         since = {k: v for k, v in defaults if k.partition(".")[0] in _SINCE_SCHEMA_2}
         config = since | config
+    defaults = RunConfig().flat().items()  # written before these keys; it ran as their defaults do
+    later = {k: v for k, v in defaults if k.startswith(_LATER_KEYS)}
+    config = later | config
     for key, value in config.items():
         if not isinstance(value, bool | int | float | str):
             raise RecordError(f"{path} has {key}={value!r}; values are scalars")

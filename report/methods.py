@@ -14,7 +14,16 @@ from report.loading import LoadedRun
 
 NOT_PRIVATE = "not private"
 
-_TASK_SECTIONS = ("data", "partition", "model", "rounds", "cohort", "faults", "attack")
+_TASK_SECTIONS = (
+    "data",
+    "partition",
+    "model",
+    "rounds",
+    "cohort",
+    "faults",
+    "attack",
+    "canaries",
+)
 
 _Key = tuple[tuple[str, Scalar], ...]
 _Group = str | _Key
@@ -79,9 +88,10 @@ class Method:
 
 
 def marks_of(runs: Sequence[LoadedRun]) -> tuple[str, ...]:
-    """What must be seen wherever runs are named: raw images, and attacks."""
+    """What must be seen wherever runs are named: raw images, canaries, and attacks."""
     raw = (NOT_PRIVATE,) if any(run.sends_raw_images for run in runs) else ()
-    return (*raw, *attacks_of(runs))
+    canaries = ("with canaries",) if any(run.has_canaries for run in runs) else ()
+    return (*raw, *canaries, *attacks_of(runs))
 
 
 def attacks_of(runs: Sequence[LoadedRun]) -> tuple[str, ...]:

@@ -129,6 +129,12 @@ def private_problems(kind: type[Strategy], config: RunConfig) -> Iterable[Proble
             "send; leave it out: a round without one of its replies is noised alike"
         )
         yield Problem("cohort.over-sampling", f"{config.cohort.over_sampling:g}", rule)
+    if privacy.mechanism == "client" and config.canaries.kind != "none":
+        rule = (
+            "a canary's transcript holds clients' updates before the server noises them, which "
+            "nobody else may see; leave it out, or audit an example-level mechanism"
+        )
+        yield Problem("canaries.kind", config.canaries.kind, rule)
     yield from _unread(config)
     if kind.client_half == "matching":
         yield from _of_matching(config)

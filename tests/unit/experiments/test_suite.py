@@ -505,6 +505,20 @@ def test_what_a_reference_gives_itself_is_still_refused() -> None:
     assert "is read only with privacy.mechanism=" in found["methods.plain.privacy.epsilon"].rule
 
 
+@pytest.mark.parametrize(
+    ("base", "key"),
+    [
+        ({"privacy.epsilon": 4.0}, "base.privacy.epsilon"),
+        ({"privacy.mechanizm": "dp-sgd", "privacy.epsilon": 4.0}, "base.privacy.mechanizm"),
+        ({"privacy.epsilom": 4.0}, "base.privacy.epsilom"),
+    ],
+)
+def test_privacy_that_nobody_reads_is_refused(base: dict[str, object], key: str) -> None:
+    """A typing error must not train on clients' data without noise."""
+    found = problems_of({"base": base, "methods": [{"label": "plain", "strategy": "fedavg"}]})
+    assert key in found
+
+
 def test_unlike_units_are_refused_when_the_suite_is_read() -> None:
     client = dp("clients") | {"privacy.mechanism": "client"}
     found = problems_of({"settings": BUDGETS, "methods": [dp("a"), client, dp("b")]})

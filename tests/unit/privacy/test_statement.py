@@ -56,6 +56,18 @@ def stated(
     return statement
 
 
+def test_canaries_are_told() -> None:
+    keys = {
+        "strategy": "fedavg",
+        "privacy.mechanism": "dp-sgd",
+        "privacy.epsilon": 4.0,
+        "privacy.accountant": "rdp",
+    }
+    assert "canaries" not in stated(keys).text
+    told = stated(keys | {"canaries.kind": "noise", "canaries.count": 40}).text
+    assert "40 canaries of kind noise" in told and "transcript" in told
+
+
 def test_a_run_without_noise_promises_nothing() -> None:
     statement = statement_of(parse_config({"strategy": "fedavg"}), None, "none")
     assert isinstance(statement, PrivacyStatement)

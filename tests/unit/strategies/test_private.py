@@ -92,6 +92,15 @@ def test_what_nothing_makes_private_says_so(name: str) -> None:
         ({"strategy": "scaffold", **DP_SGD, "scaffold.option": "I"}, "set scaffold.option=II"),
         ({"strategy": "fedavg", **DP_SGD, "privacy.accountant": "gdp"}, "understates epsilon"),
         ({"strategy": "fedavg", "privacy.clip": 2.0}, "read only with privacy.mechanism"),
+        (
+            {
+                "strategy": "fedavg",
+                **DP_SGD,
+                "privacy.mechanism": "client",
+                "canaries.kind": "noise",
+            },
+            "before the server noises them",
+        ),
         ({"strategy": "fedavg", "privacy.ledger": "x"}, "nothing is charged without"),
         ({"strategy": "fedavg", **DP_SGD, "privacy.clip": 1e-9}, "at least 1e-06"),
         (
