@@ -173,7 +173,12 @@ def audit(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
     canaries: Annotated[
         int,
-        typer.Option(metavar="M", help="Canaries; m of them show at most about ln(m / 3)."),
+        typer.Option(
+            metavar="M",
+            help="Canaries of all clients together, which limit what can be shown: at 99% "
+            "confidence, by one score and at delta 1e-5, 256 show an epsilon of at most 3.5, and "
+            "1000 one of at most 4.7.",
+        ),
     ] = 256,
     confidence: Annotated[
         float, typer.Option(metavar="P", help="Of the verdict and of intervals.")
@@ -195,14 +200,21 @@ def audit(
     refute the claim (Steinke, Nasr, Jagielski 2023); too few prove nothing. A run without noise
     claims nothing, and is told what it gives away at the least.
 
-    Audit runs lie in RUN/audit and go on where they stopped; the result is RUN/audit.json.
+    Audit runs lie in RUN/audit and go on where they stopped; the result is RUN/audit.json. Both are
+    made of un-noised looks at the clients' data: they are outside the guarantee, and no ledger of
+    the run's is charged for them.
     """
     from cli.progress import shown_progress
     from experiments.audit import audit as audit_run
 
     with shown_progress(sys.stdout) as progress:
         found = audit_run(
-            run, progress, canaries=canaries, confidence=confidence, shadow_runs=shadow_runs
+            run,
+            progress,
+            canaries=canaries,
+            confidence=confidence,
+            shadow_runs=shadow_runs,
+            warn=lambda text: typer.echo(f"warning: {text}", err=True),
         )
     lines = textwrap.wrap(found.verdict.text, _WIDTH, break_on_hyphens=False)
     if found.membership is not None:

@@ -7,14 +7,19 @@ In the run's folder, all of it made again by the same call where it is not compl
     audit.json              what came of it
 
 An audit run is the run's configuration with canaries, ledgers of its own and no sinks. It is meant
-for the eyes of whoever holds the data: what it releases is released to nobody.
+for the eyes of whoever holds the data: what it releases is released to nobody. Which of the first
+run's canaries are included is decided when it is made, by the operating system's generator, and
+then kept in its configuration.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from dataclasses import dataclass
+import importlib.metadata
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +27,14 @@ import numpy as np
 import torch
 
 from core.config import CanariesConfig, RunConfig, SinksConfig
-from core.errors import ConfigError, Problem, RecordError
+from core.errors import ConfigError, Problem, RecordError, TesseraError
 from core.records import RunFolder
+from data.canaries import Canaries
 from experiments import run as running
 from experiments.canary_scores import score_canaries, score_names
 from experiments.suite import SuiteRun
 from privacy.audit import (
+    OUTSIDE,
     MembershipInference,
     Scores,
     Verdict,
@@ -35,6 +42,7 @@ from privacy.audit import (
     lira_scores,
     logit_scaled,
     membership,
+    most_that_canaries_show,
 )
 from server.checkpoint import Checkpoint
 from server.preparation import Preparation, forget_preparation, prepare
@@ -46,7 +54,12 @@ from workloads.vision import EVALUATION_BATCH, forget_data
 KIND = "noise"
 """Canaries of the one-run audit: images unlike any other, whose part in a sum nothing hides."""
 
-FEWEST_CANARIES, FEWEST_SHADOW_RUNS = 8, 4
+FEWEST_CANARIES = 14
+"""Fewer show nothing at 99% confidence with two scores."""
+
+FEWEST_SHADOW_RUNS = 4
+
+_PACKAGES = ("tessera-fl", "opacus", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +73,9 @@ class Audit:
         verdict: Of the one-run audit.
         membership: Of LiRA; None where no shadow runs were asked for.
         folder: Of the audited run.
+        canaries: Of the one-run audit, with the seeds of which they are and of their coins.
+        versions: Of Tessera and what it computes with, now.
+        time: When the audit was done, UTC.
     """
 
     run: str
@@ -68,6 +84,9 @@ class Audit:
     verdict: Verdict
     membership: MembershipInference | None
     folder: Path
+    canaries: CanariesConfig
+    versions: Mapping[str, str]
+    time: str = field(compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """For programs, and for ``audit.json``."""
@@ -77,12 +96,17 @@ class Audit:
             "strategy": self.strategy,
             "mechanism": self.mechanism,
             "unit": "example",
-            "canaries": KIND,
+            "canaries": self.canaries.kind,
+            "seed": self.canaries.seed,
+            "coins": self.canaries.coins,
             "outcome": verdict.outcome,
             "lower_bound": verdict.lower_bound,
             **dataclasses.asdict(verdict),
             "text": verdict.text,
             "membership": dataclasses.asdict(self.membership) if self.membership else None,
+            "outside_the_guarantee": OUTSIDE,
+            "versions": dict(self.versions),
+            "time": self.time,
         }
 
     @property
@@ -99,17 +123,19 @@ def audit(
     canaries: int = 256,
     confidence: float = 0.99,
     shadow_runs: int = 0,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Audit:
     """Audit the run in a folder and write ``audit.json`` into it.
 
     Runs that are complete are not made again, and those that were cut off go on.
 
     Args:
-        path: The run folder; of the run itself only its configuration is read.
+        path: The run folder; of the run itself its configuration and what it spent are read.
         progress: Told how each audit run goes.
         canaries: m, of all clients together.
         confidence: Of the verdict.
         shadow_runs: N of LiRA; 0 leaves it out. 16 to 64 are sensible.
+        warn: Told before the first run what cannot come of it.
 
     Raises:
         ConfigError: The run cannot be audited; names the reason.
@@ -120,17 +146,35 @@ def audit(
     folder = RunFolder.open(path)
     config = _audited(folder)
     try:
-        attacked = _with_canaries(folder, config, f"canaries-{canaries}", KIND, canaries, 0)
-        _refuse_unscored(prepare(attacked))
+        name = f"canaries-{canaries}"
+        coins = _coins(RunFolder(folder.audit / name))
+        attacked = _with_canaries(folder, config, name, KIND, canaries, coins)
+        preparation = prepare(attacked)
+        _refuse_unscored(preparation)
+        if shadow_runs:
+            _refuse_too_many_members(canaries, preparation)
+        claim, refused = _claim(folder, preparation)
+        if warning := _warning(claim, preparation, confidence):
+            warn(warning)
         _make(attacked, progress)
         preparation = prepare(attacked)
         found = Audit(
             run=folder.path.name,
             strategy=config.strategy,
             mechanism=config.privacy.mechanism,
-            verdict=_verdict(preparation, _folder_of(attacked), confidence),
+            verdict=judge(
+                score_canaries(preparation, Transcript(_folder_of(attacked).transcript)),
+                _canaries(preparation).included,
+                claim=claim,
+                refused=refused,
+                delta=config.privacy.delta,
+                confidence=confidence,
+            ),
             membership=_lira(folder, config, progress, canaries, shadow_runs, confidence),
             folder=folder.path,
+            canaries=attacked.canaries,
+            versions=_versions(),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
     finally:
         forget_preparation()
@@ -142,7 +186,11 @@ def audit(
 def _refuse_numbers(canaries: int, confidence: float, shadow_runs: int) -> None:
     problems = []
     if canaries < FEWEST_CANARIES:
-        rule = f"must be at least {FEWEST_CANARIES}; m canaries show at most about ln(m / 3)"
+        most = most_that_canaries_show(256, 1e-5, 0.99)
+        rule = (
+            f"must be at least {FEWEST_CANARIES}: fewer show nothing at 99% confidence with two "
+            f"scores; with one score 256 show an epsilon of at most {most:.1f}"
+        )
         problems.append(Problem("--canaries", str(canaries), rule))
     if not 0.5 < confidence < 1:
         rule = "must be above 0.5 and below 1, such as 0.99"
@@ -183,6 +231,65 @@ def _refuse_unscored(preparation: Preparation) -> None:
         raise ConfigError([Problem("strategy", preparation.config.strategy, rule)])
 
 
+def _refuse_too_many_members(count: int, preparation: Preparation) -> None:
+    held = sum(map(len, preparation.partition_without.clients))
+    if count > held:
+        rule = f"is above the {held} images that clients hold, which --shadow-runs draws from"
+        raise ConfigError([Problem("--canaries", str(count), f"{rule}; lower it")])
+
+
+def _claim(folder: RunFolder, preparation: Preparation) -> tuple[float | None, str]:
+    """Epsilon that the run claims, the larger of planned and spent; or None, and why it is refused.
+
+    A run that spent nothing yet claims what it planned, one without noise nothing.
+    """
+    plan = preparation.privacy
+    if plan is None:
+        return None, ""
+    there = (folder.path / "privacy.json").exists()
+    spent = (folder.read_json("privacy").get("spent") if there else None) or {}
+    if spent.get("epsilon") is None and spent.get("note"):
+        return None, str(spent["note"])
+    return max(plan.whole_run.value, spent.get("epsilon") or 0.0), ""
+
+
+def _warning(claim: float | None, preparation: Preparation, confidence: float) -> str:
+    """What is said of a claim that no guesses could refute; empty where some could."""
+    count, delta = len(_canaries(preparation)), preparation.config.privacy.delta
+    num_scores = len(score_names(preparation))
+    most = most_that_canaries_show(count, delta, confidence, num_scores)
+    if claim is None or most > claim:
+        return ""
+    return (
+        f"with every guess right {count} canaries show an epsilon of {most:.3g} at "
+        f"{100 * confidence:g}% confidence, which is not above the claim of {claim:.4g}: so few "
+        "cannot refute it; --canaries takes more"
+    )
+
+
+def _coins(folder: RunFolder) -> int:
+    """The seed of an audit run's coins: its own where it was made before, else nobody's guess."""
+    try:
+        return parse_config(folder.read_json("config")).canaries.coins
+    except TesseraError:
+        return secrets.randbelow(2**31)
+
+
+def _canaries(preparation: Preparation) -> Canaries:
+    assert preparation.canaries is not None, "an audit run has canaries"
+    return preparation.canaries
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
 def _with_canaries(
     folder: RunFolder, config: RunConfig, name: str, kind: str, count: int, coins: int
 ) -> RunConfig:
@@ -215,19 +322,6 @@ def _make(config: RunConfig, progress: Progress) -> None:
         )
 
 
-def _verdict(preparation: Preparation, folder: RunFolder, confidence: float) -> Verdict:
-    plan, canaries = preparation.privacy, preparation.canaries
-    assert canaries is not None, "an audit run has canaries"
-    claimed = plan is not None and math.isfinite(plan.whole_run.value)
-    return judge(
-        score_canaries(preparation, Transcript(folder.transcript)),
-        canaries.included,
-        claim=plan.whole_run.value if plan is not None and claimed else None,
-        delta=preparation.config.privacy.delta,
-        confidence=confidence,
-    )
-
-
 def _lira(
     folder: RunFolder,
     config: RunConfig,
@@ -245,9 +339,8 @@ def _lira(
         shadow = _with_canaries(folder, config, name, "members", targets, number)
         _make(shadow, progress)
         preparation = prepare(shadow)
-        assert preparation.canaries is not None, "a shadow run has members"
         statistics.append(_confidences(preparation, _folder_of(shadow)))
-        included.append(preparation.canaries.included)
+        included.append(_canaries(preparation).included)
     members = np.stack(included)
     scores = lira_scores(logit_scaled(np.stack(statistics)), members)
     return membership(scores.ravel(), members.ravel(), num_runs, confidence)
@@ -256,13 +349,12 @@ def _lira(
 @torch.no_grad()
 def _confidences(preparation: Preparation, folder: RunFolder) -> Scores:
     """Probability that the final model gives to each canary's own label, shape (m,)."""
-    config, canaries, workload = preparation.config, preparation.canaries, preparation.workload
-    assert canaries is not None, "a shadow run has members"
+    config, workload = preparation.config, preparation.workload
     last = Checkpoint.read(folder.checkpoint(config.rounds), config.identity())
     model = preparation.model
     model.load_state_dict(dict(last.state.weights))
     model.eval()
-    examples = workload.examples(torch.from_numpy(canaries.indices))
+    examples = workload.examples(torch.from_numpy(_canaries(preparation).indices))
     losses = [
         workload.loss(model, inputs, labels)
         for inputs, labels in zip(

@@ -9,8 +9,11 @@ in the ridge regression of what was sent on all these parts, added up over the r
 =====================  ==================================  ====================================
 sent                   what is explained                   part of an example
 =====================  ==================================  ====================================
-weights, or updates    the change of the weights           minus its gradient, clipped as the run
-                                                           claims, half-way along the change
+weights                the change of the weights           minus its gradient, clipped as the run
+                                                           claims, where the client's steps were on
+                                                           average: up to half-way along the change
+a change of them or    the same, up to a factor            minus its gradient, clipped likewise, at
+its direction                                              the weights that the client was sent
 images of FedDM        their mean embedding, at networks   its embedding at these networks
                        drawn as the client drew them
 images of mechanism    the images less what they started   minus its matching gradient at these

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,20 @@ from scipy import stats
 
 Scores = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.bool_]
+Outcome = Literal[
+    "refuted", "not refuted", "could not be refuted by so few canaries", "nothing claimed"
+]
+
+TOO_FEW: Final = "could not be refuted by so few canaries"
+"""Outcome where even all guesses right would not have refuted the claim."""
 
 PROVES_NOTHING = "Not refuting a claim proves nothing: a stronger attack may refute it."
+
+OUTSIDE = (
+    "RUN/audit and RUN/audit.json are made of un-noised looks at the clients' data: they are "
+    "outside the guarantee, and no ledger of the run's is charged for them."
+)
+"""Of an audit's own files."""
 
 LARGEST_EPSILON = 100.0
 """Bounds are not looked for beyond it; no number of canaries shows as much."""
@@ -81,6 +93,7 @@ class Verdict:
 
     Attributes:
         claim: Epsilon that is claimed; None where nothing is.
+        refused: Why a run with noise claims nothing; else empty.
         delta: At this delta.
         num_canaries: m.
         num_included: How many the coins included.
@@ -90,6 +103,7 @@ class Verdict:
     """
 
     claim: float | None
+    refused: str
     delta: float
     num_canaries: int
     num_included: int
@@ -108,21 +122,21 @@ class Verdict:
         return self.best.lower_bound
 
     @property
-    def outcome(self) -> Literal["refuted", "not refuted", "nothing claimed"]:
-        """In two words."""
+    def outcome(self) -> Outcome:
+        """In a few words."""
         if self.claim is None:
             return "nothing claimed"
-        return "refuted" if self.lower_bound > self.claim else "not refuted"
+        if self.lower_bound > self.claim:
+            return "refuted"
+        return "not refuted" if self.most > self.claim else TOO_FEW
 
     @property
     def text(self) -> str:
         """In plain words, with all that it rests on."""
         found, percent = self.best, f"{100 * self.confidence:g}%"
-        claim = (
-            "No epsilon is claimed."
-            if self.claim is None
-            else f"Claim: epsilon {self.claim:.4g} at delta {self.delta:g}: {self.outcome}."
-        )
+        claim = f"Nothing is claimed: {self.refused}." if self.refused else "No epsilon is claimed."
+        if self.claim is not None:
+            claim = f"Claim: epsilon {self.claim:.4g} at delta {self.delta:g}: {self.outcome}."
         scores = "1 score" if len(self.findings) == 1 else f"{len(self.findings)} scores"
         sizes = len(sizes_to_try(self.num_canaries))
         return (
@@ -131,7 +145,7 @@ class Verdict:
             f"included, {found.guesses.total} were guessed by their {found.score} and "
             f"{found.correct} guesses were right. The confidence is split among {scores} and "
             f"{sizes} numbers of guesses; with every guess right the bound would have been "
-            f"{self.most:.3g}. {PROVES_NOTHING}"
+            f"{self.most:.3g}. {PROVES_NOTHING} {OUTSIDE}"
         )
 
 
@@ -184,9 +198,24 @@ def epsilon_lower_bound(
     return low
 
 
-def most_that_canaries_show(num_canaries: int, delta: float, confidence: float) -> float:
-    """The bound where all canaries are guessed rightly: about ln(m / 3) at 95% confidence."""
-    return epsilon_lower_bound(num_canaries, num_canaries, num_canaries, delta, confidence)
+def most_that_canaries_show(
+    num_canaries: int, delta: float, confidence: float, num_scores: int = 1
+) -> float:
+    """The largest bound that `judge` can come to: with every guess right.
+
+    >>> round(most_that_canaries_show(256, 1e-5, 0.99), 1)
+    3.5
+    """
+    each = _confidence_of_each(num_canaries, confidence, num_scores)
+    return max(
+        epsilon_lower_bound(num_canaries, size.total, size.total, delta, each)
+        for size in sizes_to_try(num_canaries)
+    )
+
+
+def _confidence_of_each(num_canaries: int, confidence: float, num_scores: int) -> float:
+    """Of each trial of a score with a size of guesses: their errors add up to the whole's."""
+    return 1 - (1 - confidence) / (num_scores * len(sizes_to_try(num_canaries)))
 
 
 def sizes_to_try(num_canaries: int) -> tuple[Guesses, ...]:
@@ -208,6 +237,7 @@ def judge(
     claim: float | None,
     delta: float,
     confidence: float,
+    refused: str = "",
 ) -> Verdict:
     """Guess the canaries with the highest scores in and those with the lowest out, and bound.
 
@@ -221,10 +251,11 @@ def judge(
         claim: Epsilon; None where nothing is claimed.
         delta: Of the claim.
         confidence: In (0, 1), of the whole verdict.
+        refused: Why a run with noise claims nothing; else empty.
     """
     num_canaries = len(included)
     sizes = sizes_to_try(num_canaries)
-    trial_confidence = 1 - (1 - confidence) / (len(scores) * len(sizes))
+    trial_confidence = _confidence_of_each(num_canaries, confidence, len(scores))
     findings = tuple(
         max(
             (_finding(name, values, included, size, delta, trial_confidence) for size in sizes),
@@ -234,15 +265,13 @@ def judge(
     )
     return Verdict(
         claim=claim,
+        refused=refused,
         delta=delta,
         num_canaries=num_canaries,
         num_included=int(included.sum()),
         confidence=confidence,
         findings=findings,
-        most=max(
-            epsilon_lower_bound(num_canaries, size.total, size.total, delta, trial_confidence)
-            for size in sizes
-        ),
+        most=most_that_canaries_show(num_canaries, delta, confidence, len(scores)),
     )
 
 
@@ -265,7 +294,8 @@ class TruePositives:
     Attributes:
         false_positive_rate: At most this share of the others is taken for members.
         rate: Of the members.
-        interval: Clopper-Pearson's, of the threshold that was found and as if all were independent.
+        interval: Clopper-Pearson's, as if all pairs were independent and the threshold were not
+            chosen on the same scores; so it is too narrow.
         confidence: Of the interval.
         resolved: Whether there are others enough: fewer than one over the rate allow no false
             positive at all.
@@ -280,7 +310,7 @@ class TruePositives:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MembershipInference:
-    """What LiRA recognises.
+    """What LiRA recognises by the final model alone.
 
     Attributes:
         num_runs: N.
@@ -306,8 +336,11 @@ class MembershipInference:
             for one in self.at
         )
         return (
-            f"LiRA with {self.num_runs} runs recognises {rates}; AUC {self.auc:.3f} "
-            f"({self.num_members} members, {self.num_others} others)."
+            f"LiRA with {self.num_runs} runs, which attacks the final model alone, recognises "
+            f"{rates}; AUC {self.auc:.3f} ({self.num_members} members, {self.num_others} others). "
+            f"The intervals are at {100 * self.at[0].confidence:g}% confidence as if all pairs of "
+            "a run and an example were independent, with the threshold chosen on the same scores: "
+            "they are too narrow."
         )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import json
+import secrets
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -15,12 +20,14 @@ from cli.main import app
 from core.errors import ConfigError, RecordError
 from core.records import RoundRecord, RunFolder
 from experiments import run as running
-from experiments.audit import audit
+from experiments.audit import FEWEST_CANARIES, audit
+from experiments.canary_scores import score_canaries
 from experiments.run import resume, run
-from privacy.audit import PROVES_NOTHING
+from privacy.audit import OUTSIDE, PROVES_NOTHING, TOO_FEW, most_that_canaries_show
 from server.prediction import predict_bytes
 from server.preparation import prepare
 from server.progress import PlainProgress
+from server.transcript import Transcript
 from strategies.table import parse_config
 from tests.conftest import Federate, tiny_keys
 
@@ -46,6 +53,7 @@ class _CutOff(PlainProgress):
 def test_an_audit_is_written_down_and_not_made_twice(
     federate: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(secrets, "randbelow", lambda bound: bound - 5)
     folder = federate(tiny_keys("fedavg", name="run", rounds=1) | PRIVATE)
     before = (folder / "config.json").read_bytes()
     found = audit(folder, PlainProgress(), canaries=40, confidence=0.9, shadow_runs=4)
@@ -57,6 +65,12 @@ def test_an_audit_is_written_down_and_not_made_twice(
     written = json.loads((folder / "audit.json").read_text())
     assert written == json.loads(json.dumps(found.to_json()))
     assert written["outcome"] in ("refuted", "not refuted") and PROVES_NOTHING in written["text"]
+    made = RunFolder(folder / "audit" / "canaries-40").read_json("config")
+    assert written["coins"] == made["canaries.coins"] == 2**31 - 5
+    assert written["seed"] == made["canaries.seed"] and written["num_canaries"] == 40
+    assert written["versions"]["torch"] == importlib.metadata.version("torch")
+    assert datetime.fromisoformat(written["time"]).tzinfo == UTC
+    assert written["outside_the_guarantee"] == OUTSIDE
     names = sorted(path.name for path in (folder / "audit").iterdir())
     assert names == ["canaries-40", *(f"shadow-40-00{i}" for i in range(4))]
     assert (folder / "config.json").read_bytes() == before
@@ -65,6 +79,7 @@ def test_an_audit_is_written_down_and_not_made_twice(
     def refuse(*args: object, **more: object) -> Path:
         raise AssertionError("a complete audit run is made again")
 
+    monkeypatch.setattr(secrets, "randbelow", lambda bound: 7)
     monkeypatch.setattr(running, "run", refuse)
     monkeypatch.setattr(running, "resume", refuse)
     again = audit(folder, PlainProgress(), canaries=40, confidence=0.9, shadow_runs=4)
@@ -76,9 +91,52 @@ def test_an_audit_that_was_cut_off_goes_on(federate: Federate) -> None:
     with pytest.raises(KeyboardInterrupt):
         audit(folder, _CutOff(), canaries=40)
     assert not (folder / "audit.json").exists()
+    coins = RunFolder(folder / "audit" / "canaries-40").read_json("config")["canaries.coins"]
     found = audit(folder, PlainProgress(), canaries=40)
     assert found.verdict.outcome == "nothing claimed"
     assert RunFolder(folder / "audit" / "canaries-40").read_json("run")["resumed"]
+    assert found.canaries.coins == coins
+
+
+def test_what_a_run_says_it_spent_is_the_claim(federate: Federate) -> None:
+    path = federate(tiny_keys("fedavg", name="run", rounds=1) | PRIVATE)
+    folder, warnings = RunFolder(path), list[str]()
+    stated = folder.read_json("privacy")
+
+    def claim(epsilon: float | None, note: str) -> tuple[float | None, str]:
+        spent = {**stated["spent"], "epsilon": epsilon, "note": note}
+        folder.write_json("privacy", {**stated, "spent": spent})
+        found = audit(path, PlainProgress(), canaries=14, warn=warnings.append)
+        return found.verdict.claim, found.text
+
+    planned = stated["epsilon_whole_run"]
+    assert claim(planned / 2, "by RDP, for PRV fails")[0] == planned
+    warnings.clear()
+    more, text = claim(planned + 100, "")
+    assert more == planned + 100 and TOO_FEW in text
+    assert len(warnings) == 1 and "14 canaries" in warnings[0] and "cannot refute" in warnings[0]
+    nothing, text = claim(None, "refused: seeded noise")
+    assert nothing is None and text.startswith("Nothing is claimed: refused: seeded noise.")
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "feddm"])
+def test_scores_do_not_depend_on_the_coins_that_they_are_to_tell(
+    federate: Federate, strategy: str
+) -> None:
+    folder = federate(tiny_keys(strategy, name="run", rounds=1) | CANARIES)
+    config = parse_config(RunFolder(folder).read_json("config"))
+    transcript = Transcript(folder / "transcript")
+    own = prepare(config)
+    other = prepare(
+        dataclasses.replace(config, canaries=dataclasses.replace(config.canaries, coins=1))
+    )
+    assert own.canaries is not None and other.canaries is not None
+    assert not np.array_equal(own.canaries.included, other.canaries.included)
+    scores = score_canaries(own, transcript)
+    assert all(len(np.unique(values)) > 1 for values in scores.values())
+    for name, values in score_canaries(other, transcript).items():
+        np.testing.assert_array_equal(values, scores[name])
 
 
 def test_a_run_with_canaries_that_goes_on_ends_with_the_same_transcript(
@@ -169,6 +227,19 @@ def test_numbers_out_of_bounds_are_refused_together(tmp_path: Path) -> None:
     assert len(refused.value.problems) == 3
 
 
+def test_the_fewest_canaries_are_the_fewest_that_show_anything() -> None:
+    assert most_that_canaries_show(FEWEST_CANARIES, 1e-5, 0.99, 2) > 0
+    assert most_that_canaries_show(FEWEST_CANARIES - 1, 1e-5, 0.99, 2) == 0
+
+
+def test_more_members_than_there_are_are_refused_before_any_run(tmp_path: Path) -> None:
+    config = parse_config(tiny_keys("fedavg"))
+    folder = RunFolder.create(tmp_path, "run", config.flat())
+    with pytest.raises(ConfigError, match=r"--canaries.*images that clients hold"):
+        audit(folder.path, PlainProgress(), canaries=5000, shadow_runs=4)
+    assert not folder.audit.exists()
+
+
 def test_what_lies_in_an_audit_runs_place_is_not_touched(federate: Federate) -> None:
     folder = federate(tiny_keys("fedavg", name="run", rounds=1))
     federate(
@@ -176,6 +247,14 @@ def test_what_lies_in_an_audit_runs_place_is_not_touched(federate: Federate) -> 
     )
     with pytest.raises(RecordError, match="move it away"):
         audit(folder, PlainProgress(), canaries=40)
+
+
+def test_the_help_tells_what_canaries_show() -> None:
+    told = " ".join(CliRunner().invoke(app, ["privacy", "audit", "--help"]).output.split())
+    for m, figure in ((256, "3.5"), (1000, "4.7")):
+        assert f"{most_that_canaries_show(m, 1e-5, 0.99):.1f}" == figure
+        assert f"{m} " in told and figure in told
+    assert "outside the guarantee" in told
 
 
 def test_the_command_tells_claim_canaries_confidence_and_verdict(federate: Federate) -> None:

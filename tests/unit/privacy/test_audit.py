@@ -9,6 +9,8 @@ import pytest
 from scipy import stats
 
 from privacy.audit import (
+    OUTSIDE,
+    TOO_FEW,
     Guesses,
     clopper_pearson,
     epsilon_lower_bound,
@@ -50,7 +52,7 @@ def test_p_value_against_enumeration() -> None:
 def test_perfect_guesses_give_the_closed_form(m: int, confidence: float) -> None:
     right = (1 - confidence) ** (1 / m)
     expected = math.log(right / (1 - right))
-    assert most_that_canaries_show(m, 0.0, confidence) == pytest.approx(expected, abs=1e-6)
+    assert epsilon_lower_bound(m, m, m, 0.0, confidence) == pytest.approx(expected, abs=1e-6)
     if confidence == 0.95:
         assert expected == pytest.approx(math.log(m / 3), abs=0.1)
 
@@ -96,7 +98,6 @@ def test_a_choice_of_scores_and_sizes_is_paid_for() -> None:
 
 
 def test_sizes_depend_on_the_number_alone_and_hold_no_more_than_there_are() -> None:
-    assert sizes_to_try(8) == sizes_to_try(8)
     assert {Guesses(7, 7), Guesses(4, 0)} <= set(sizes_to_try(16))
     for m in (1, 2, 7, 200):
         assert all(0 <= size.total <= m for size in sizes_to_try(m))
@@ -118,6 +119,31 @@ def test_a_verdict_tells_all_that_it_rests_on() -> None:
     assert kept.outcome == "not refuted" and "not refuted" in kept.text
 
 
+@pytest.mark.parametrize("scores", [1, 2])
+def test_a_claim_that_no_guesses_could_refute_is_told_from_one_that_stood(scores: int) -> None:
+    included = np.arange(40) % 2 == 0
+    told = {f"score {i}": included.astype(float) for i in range(scores)}
+    most = most_that_canaries_show(40, 1e-5, 0.99, scores)
+
+    def outcome(claim: float, by: dict[str, np.ndarray]) -> str:
+        verdict = judge(by, included, claim=claim, delta=1e-5, confidence=0.99)
+        assert verdict.most == most and verdict.outcome in verdict.text
+        return verdict.outcome
+
+    assert outcome(most - 1e-3, told) == "refuted"
+    assert outcome(most, told) == outcome(most + 1, told) == TOO_FEW
+    assert outcome(most - 1e-3, {name: np.zeros(40) for name in told}) == "not refuted"
+
+
+def test_a_refused_epsilon_is_no_claim_and_audits_are_told_to_be_outside_of_it() -> None:
+    included = np.arange(40) % 2 == 0
+    verdict = judge(
+        {"loss": np.zeros(40)}, included, claim=None, delta=1e-5, confidence=0.99, refused="seeded"
+    )
+    assert verdict.outcome == "nothing claimed"
+    assert verdict.text.startswith("Nothing is claimed: seeded.") and verdict.text.endswith(OUTSIDE)
+
+
 def test_signs_of_inclusion_alone_are_enough() -> None:
     """What is found is surely in; of what is not found nothing is known."""
     generator = np.random.default_rng(3)
@@ -137,6 +163,8 @@ def test_lira_on_gaussians_of_a_known_roc() -> None:
     scores = lira_scores(statistics, members)
     found = membership(scores.ravel(), members.ravel(), 64, 0.95)
     assert found.num_members + found.num_others == members.size
+    for told in ("the final model alone", "at 95% confidence", "too narrow"):
+        assert told in found.text
     assert found.auc == pytest.approx(stats.norm.cdf(1 / math.sqrt(2)), abs=0.02)
     for one in found.at:
         expected = stats.norm.sf(stats.norm.isf(one.false_positive_rate) - 1)
