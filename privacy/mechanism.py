@@ -75,8 +75,7 @@ class GaussianSums:
 
         0 for a norm that is not finite: such a part is left out by `finite_rows`.
         """
-        factors = (self.clip / norms).clamp(max=1.0)
-        factors = torch.where(norms > 0, factors, torch.ones_like(factors))
+        factors = torch.where(norms > self.clip, self.clip / norms, torch.ones_like(norms))
         return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
     @staticmethod
