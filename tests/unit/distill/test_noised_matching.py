@@ -254,6 +254,7 @@ def test_the_test_above_catches_clipping_of_a_class() -> None:
     assert moved > 2 * clip
 
 
+@settings(deadline=None)
 @given(
     size=st.integers(0, 6),
     features=st.integers(1, 5),
