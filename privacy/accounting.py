@@ -189,19 +189,6 @@ def epsilons(
     return [Epsilon(epsilon(one, delta, "rdp").value, "rdp", reason) for one in wanted]
 
 
-def run_epsilon(
-    histories: Iterable[Sequence[Segment]],
-    delta: float,
-    accountant: str = "prv",
-    *,
-    prv_time_limit_s: float = PRV_TIME_LIMIT_S,
-) -> Epsilon:
-    """Epsilon of a run: the largest of its clients', whose data have no example in common."""
-    name = accountant_name(accountant)
-    found = epsilons(histories, delta, name, prv_time_limit_s=prv_time_limit_s)
-    return max(found, key=lambda one: one.value, default=Epsilon(0.0, name))
-
-
 def spend(
     noise_multiplier: float,
     sampling_rate: float,

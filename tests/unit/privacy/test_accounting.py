@@ -30,7 +30,6 @@ from privacy.accounting import (
     epsilons,
     pld_epsilon,
     prv_time_s,
-    run_epsilon,
     spend,
 )
 
@@ -277,7 +276,6 @@ def test_gdp_is_refused_by_name_and_rightly_so() -> None:
         accountant_name,
         lambda name: epsilon(MIXED, DELTA, name),
         lambda name: epsilons([MIXED], DELTA, name),
-        lambda name: run_epsilon([], DELTA, name),
         lambda name: choose_accountant(MIXED, DELTA, name),
         lambda name: spend(1.0, 0.1, 1, 1, DELTA, name),
         lambda name: to_reach(1.0, name),
@@ -364,7 +362,6 @@ def test_beyond_its_time_limit_prv_leaves_everything_to_rdp() -> None:
     assert cost.whole_run == found
     both = epsilons([short, long], DELTA, prv_time_limit_s=limit)
     assert both == [cost.per_round, cost.whole_run]
-    assert run_epsilon([short, long], DELTA, prv_time_limit_s=limit) == found
 
 
 def test_a_calibration_beyond_the_time_limit_is_rdps() -> None:
@@ -399,13 +396,6 @@ def test_the_predicted_work_is_that_of_opacus_grid() -> None:
         )
         predicted = prv_time_s(history, DELTA) * PRV_POINTS_PER_S / len(history)
         assert domain.size == pytest.approx(predicted, abs=4)
-
-
-def test_a_run_costs_what_it_costs_its_worst_client() -> None:
-    clients = [[Segment(1.0, 0.05, steps)] for steps in (20, 60, 40)]
-    assert run_epsilon(clients, DELTA) == epsilon(clients[1], DELTA)
-    assert run_epsilon(clients, DELTA, "rdp") == epsilon(clients[1], DELTA, "rdp")
-    assert run_epsilon([], DELTA) == Epsilon(0.0, "prv")
 
 
 def test_importing_it_does_not_wait_for_opacus() -> None:
