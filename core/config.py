@@ -203,7 +203,7 @@ class PartitionConfig:
 class ModelConfig:
     """The network that is trained."""
 
-    name: str = choice("convnet", "architecture", ["convnet", "resnet18"], plugin="FUNCTION")
+    name: str = choice("convnet", "architecture", ["convnet", "cnn", "resnet18"], plugin="FUNCTION")
     width: int = number(128, "channels of each ConvNet block", least=1, most=8_192)
     depth: int = number(
         0, "ConvNet blocks; 0 takes 3, or 2 for images below 16 pixels", least=0, most=8

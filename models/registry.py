@@ -13,6 +13,7 @@ from core.config import ModelConfig
 from core.errors import ConfigError, Problem
 from core.plugins import is_plugin, load_plugin
 from core.seeds import seeded_globals
+from models.cnn import CNN
 from models.convnet import ConvNet
 
 ImageShape = tuple[int, int, int]
@@ -110,6 +111,14 @@ def _convnet(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> 
         raise ConfigError([Problem("model.depth", str(config.depth), str(error))]) from error
 
 
+def _cnn(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    _refuse_unread(config)
+    try:
+        return CNN(image_shape, num_classes)
+    except ValueError as error:
+        raise ConfigError([Problem("model.name", config.name, str(error))]) from error
+
+
 def _resnet18(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
     from models.resnet import ResNet18  # imports torchvision
 
@@ -163,5 +172,6 @@ def _refuse_unread(config: ModelConfig) -> None:
 
 _BUILDERS: dict[str, Callable[[ModelConfig, ImageShape, int], nn.Module]] = {
     "convnet": _convnet,
+    "cnn": _cnn,
     "resnet18": _resnet18,
 }

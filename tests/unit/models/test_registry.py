@@ -16,7 +16,7 @@ from models.registry import build_model, embedding_of, refuse_batch_norm
 SHAPE = (1, 8, 8)
 
 
-@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+@pytest.mark.parametrize("name", ["convnet", "cnn", "resnet18"])
 def test_the_seed_decides_and_the_global_generator_is_left_alone(name: str) -> None:
     config = ModelConfig(name=name)
     torch.manual_seed(5)
@@ -62,7 +62,7 @@ def test_keys_that_are_not_read_are_refused() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model.name=vgg: must be one of convnet, resnet18 or"):
+    with pytest.raises(ConfigError, match=r"model.name=vgg: must be one of convnet, cnn, resnet18 or"):
         build_model(ModelConfig(name="vgg"), SHAPE, 2, seed=0)
 
 
@@ -169,7 +169,7 @@ def test_a_users_function_that_does_not_do_its_part(plugin: str, name: str, mess
         build_model(ModelConfig(name=f"{plugin}:{name}"), SHAPE, 3, seed=1)
 
 
-@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+@pytest.mark.parametrize("name", ["convnet", "cnn", "resnet18"])
 def test_built_in_models_have_features_and_no_batch_norm(name: str) -> None:
     model = build_model(ModelConfig(name=name), SHAPE, 3, seed=0)
     assert id(embedding_of(model)) == id(model)
