@@ -54,6 +54,48 @@ def test_it_is_the_definition(image_shape: tuple[int, int, int]) -> None:
     assert torch.equal(model(x), model.classifier(model.embed(x)))
 
 
+@pytest.mark.parametrize("num_images", [0, 1, 4, 5, 9])
+@pytest.mark.parametrize("image_shape", [(3, 32, 32), (1, 28, 28), (2, 9, 13)])
+def test_the_fast_way_is_the_plain_one(
+    image_shape: tuple[int, int, int], num_images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients of parameters; in chunks, and the gradient of the images too."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("models.convnet.CACHED_BYTES", 4 * (8 * 6 * 32 * 32))
+    model = ConvNet(image_shape, 5, width=6, depth=2).double()
+    monkeypatch.undo()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(num_images, *image_shape, dtype=torch.float64, requires_grad=True)
+    before = x.detach().clone()
+    expected = model.blocks(x).flatten(1)
+    weights = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad((weights * expected).sum(), x)
+    torch.testing.assert_close(model.embed(x), expected, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(model.embed(x), expected, rtol=1e-10, atol=1e-10)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    features = model.embed(x)
+    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-10)
+    (found,) = torch.autograd.grad((weights * features).sum(), x)
+    torch.testing.assert_close(found, gradient, rtol=1e-9, atol=1e-9)
+    assert torch.equal(x, before)
+
+
+def test_the_fast_way_calls_no_module_and_the_plain_one_does() -> None:
+    """Opacus hooks on the modules: where parameters are trained they must be called."""
+    model = ConvNet((1, 8, 8), 3, width=4, depth=1)
+    called: list[nn.Module] = []
+    model.blocks[1].register_forward_hook(lambda module, *_: called.append(module))
+    x = torch.randn(2, 1, 8, 8)
+    model(x)
+    assert called == [model.blocks[1]]
+    with torch.no_grad():
+        model(x)
+    assert called == [model.blocks[1]]
+
+
 def test_examples_do_not_see_each_other() -> None:
     torch.manual_seed(0)
     model = ConvNet((3, 16, 16), 4, width=8, depth=3).double()
