@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -36,20 +37,22 @@ def matrix_flops_per_s(device: torch.device, *, repeats: int = 3) -> float:
     side = MATRIX_SIDE if device.type == "cpu" else 4 * MATRIX_SIDE
     left, right = (torch.randn(side, side, device=device) for _ in range(2))
     torch.mm(left, right)
-    fastest = float("inf")
-    for _ in range(repeats):
-        synchronise(device)
-        began = time.perf_counter()
-        torch.mm(left, right)
-        synchronise(device)
-        fastest = min(fastest, time.perf_counter() - began)
-    return 2 * side**3 / fastest
+    return (
+        2 * side**3 / min(seconds_of(lambda: torch.mm(left, right), device) for _ in range(repeats))
+    )
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait for a GPU's work; a CPU's is done when its call returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long `work` takes: on a CPU in CPU seconds per torch thread, on a GPU by the clock."""
+    if device.type == "cpu":
+        began = time.process_time()
+        work()
+        return (time.process_time() - began) / torch.get_num_threads()
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 def _cpu_name() -> str:

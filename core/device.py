@@ -1,6 +1,10 @@
-"""Which device to compute on."""
+"""Which device to compute on, and how exactly."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 
@@ -22,3 +26,35 @@ def resolve_device(name: str) -> torch.device:
             "engine.device=cuda, but torch sees no CUDA GPU here; use engine.device=auto or cpu"
         )
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+Precision = Literal["float32", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+@contextmanager
+def numerics(precision: str, device: torch.device) -> Iterator[None]:
+    """How matrix products and convolutions are computed inside the block.
+
+    Args:
+        precision: ``float32``; ``tf32``, float32 whose factors a GPU's tensor cores round to 10
+            bits of mantissa; ``bf16``, both factors and results in bfloat16 (torch's autocast),
+            while weights, their gradients and sums stay float32.
+        device: Where.
+
+    Raises:
+        RunError: ``tf32`` on a device without it.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise RunError(
+            f"engine.precision=tf32, but the device is {device.type}: only NVIDIA GPUs have tf32; "
+            "use float32 or bf16"
+        )
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -44,7 +44,7 @@ class ConvNet(nn.Module):
             raise ValueError(
                 f"{depth} blocks halve {height}x{width_px} pixels to nothing; at most {most} fit"
             )
-        self._images_at_once = max(1, CACHED_BYTES // (4 * width * height * width_px))
+        self.images_at_once = max(1, CACHED_BYTES // (4 * width * height * width_px))
         blocks: list[nn.Module] = []
         for _ in range(depth):
             convolution = nn.Conv2d(channels, width, kernel_size=3, padding=padding)
@@ -64,7 +64,7 @@ class ConvNet(nn.Module):
         if trains or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             features: torch.Tensor = self.blocks(x)
             return features.flatten(1)
-        parts = [self._features(part) for part in x.split(self._images_at_once)]
+        parts = [self._features(part) for part in x.split(self.images_at_once)]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -24,12 +24,14 @@ private.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from core.config import RunConfig
+from core.errors import Problem
 from core.parameters import ParameterVector
 from core.seeds import derive_seed, torch_generator
 from core.wire import Metric
@@ -58,6 +60,18 @@ class FedDM(MosaicStrategy):
     def matching(self) -> MatchingConfig:
         """FedDM's own section of keys."""
         return self.config.section(MatchingConfig)
+
+    @classmethod
+    def problems(cls, config: RunConfig) -> Iterable[Problem]:
+        """A pool of which not every network is used."""
+        yield from super().problems(config)
+        matching = config.section(MatchingConfig)
+        if matching.network_pool > matching.iterations:
+            rule = (
+                f"must be at most feddm.iterations={matching.iterations}, or the rest of the pool "
+                "is never used; 0 draws a network for every step"
+            )
+            yield Problem("feddm.network-pool", str(matching.network_pool), rule)
 
     def fills_short_classes(self) -> bool:
         """Whether a short class is filled up from noise."""

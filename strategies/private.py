@@ -157,6 +157,11 @@ def _unread(config: RunConfig) -> Iterable[Problem]:
             "train.batch-size, the constant that each sum of gradients is divided by"
         )
         yield Problem("train.local-epochs", str(config.train.local_epochs), rule)
+    if mechanism in ("gradient", "feature") and config.section(MatchingConfig).network_pool:
+        draws = "privacy.steps" if mechanism == "feature" else "feddm.iterations"
+        rule = f"mechanism {mechanism} draws {draws} networks and keeps no pool; leave it out"
+        pool = config.section(MatchingConfig).network_pool
+        yield Problem("feddm.network-pool", str(pool), rule)
     if mechanism == "feature":
         steps, iterations = config.privacy.steps, config.section(MatchingConfig).iterations
         if steps > iterations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -227,6 +228,76 @@ def test_images_follow_sgd_with_momentum() -> None:
         loss.backward()
         optimizer.step()
     assert torch.allclose(matched.images, leaf, atol=1e-5)
+
+
+class CountingNet(SmoothNet):
+    """Counts the images it embeds without a gradient: the real ones."""
+
+    num_real = 0
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_real += 0 if torch.is_grad_enabled() else len(x)
+        return super().embed(x)
+
+
+def match_at_random_networks(
+    config: MatchingConfig, chosen: list[int] | None = None
+) -> tuple[torch.Tensor, int]:
+    """Images matched at networks 0, 1, ... (or `chosen`), and how many real ones were embedded."""
+    net = CountingNet().double()
+    parameters = ParameterVector(net)
+    networks = torch.randn(
+        20, len(parameters.values), generator=torch_generator(1), dtype=torch.float64
+    )
+    order = iter(range(20) if chosen is None else chosen)
+
+    def draw(out: torch.Tensor) -> None:
+        out.copy_(networks[next(order)])
+
+    generator = torch_generator(5)
+    real = [torch.randn(n, 1, 4, 4, generator=generator, dtype=torch.float64) for n in (5, 3)]
+    start = torch.randn(3, 1, 4, 4, generator=generator, dtype=torch.float64)
+    matched = match(
+        parameters,
+        net,
+        [ClassImages(0, real[0]), ClassImages(2, real[1])],
+        start,
+        torch.tensor([0, 0, 2]),
+        config,
+        draw=draw,
+        generator=torch_generator(2),
+    )
+    return matched.images, net.num_real
+
+
+@pytest.mark.parametrize("augmentation", ["off", "dsa"])
+def test_a_pool_as_large_as_the_steps_changes_nothing(augmentation: str) -> None:
+    """Where a batch holds the whole class anyway."""
+    config = MatchingConfig(iterations=6, learning_rate=0.1, augmentation=augmentation)
+    exact, _ = match_at_random_networks(config)
+    pooled, num_real = match_at_random_networks(replace(config, network_pool=6))
+    assert torch.equal(exact, pooled)
+    assert num_real == 6 * 8
+
+
+@pytest.mark.parametrize("pool", [1, 3])
+def test_a_pool_is_met_once_and_used_in_turn(pool: int) -> None:
+    config = MatchingConfig(iterations=7, learning_rate=0.1)
+    turns = [step % pool for step in range(7)]
+    exact, _ = match_at_random_networks(config, turns)
+    pooled, num_real = match_at_random_networks(replace(config, network_pool=pool))
+    assert torch.equal(exact, pooled)
+    assert num_real == pool * 8
+
+
+def test_batches_do_not_depend_on_how_many_are_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = MatchingConfig(iterations=5, learning_rate=0.1, real_batch=2, augmentation="dsa")
+    expected, num_real = match_at_random_networks(config)
+    assert num_real == 5 * 4
+    monkeypatch.setattr("distill.matching.DRAWN_AT_ONCE", 2)
+    assert torch.equal(match_at_random_networks(config)[0], expected)
 
 
 @settings(max_examples=20, deadline=None)
