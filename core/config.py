@@ -35,6 +35,7 @@ NOT_SETTINGS = frozenset(
         "engine.kind",
         "engine.workers",
         "engine.gpus-per-worker",
+        "engine.ray-address",
         "sinks.wandb",
         "sinks.mlflow",
         "sinks.project",
@@ -129,15 +130,24 @@ def text(
     meaning: str,
     allowed: str = "any text",
     allows: Callable[[str], bool] = lambda value: True,
+    read_if: tuple[str, tuple[str, ...]] | None = None,
 ) -> Any:
     """A free text key."""
-    return field(default=default, metadata={"rule": Rule(meaning, allowed, allows)})
+    rule = Rule(meaning, allowed, allows, (), read_if)
+    return field(default=default, metadata={"rule": rule})
 
 
 def _is_file_name(value: str) -> bool:
     if len(value.encode()) > 200 or not value.isprintable():
         return False
     return value == "" or (value not in {".", ".."} and not set(value) & set("/\\"))
+
+
+def _is_ray_address(value: str) -> bool:
+    host, separator, port = value.rpartition(":")
+    if not separator:
+        return value in {"", "auto"}
+    return bool(host) and "/" not in host and port.isascii() and port.isdigit()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +245,8 @@ class EngineConfig:
 
     kind: str = choice(
         "auto",
-        "how clients run; auto takes ray where there is a GPU or 4 cores and in-process elsewhere",
+        "how clients run; auto takes ray where there is a GPU, 4 cores or engine.ray-address, and "
+        "in-process elsewhere",
         ["auto", "in-process", "ray"],
     )
     workers: int = number(
@@ -249,6 +260,14 @@ class EngineConfig:
         0.0,
         "share of a GPU per Ray actor; 0 divides the GPUs among the actors",
         least=0,
+        read_if=("engine.kind", ("auto", "ray")),
+    )
+    ray_address: str = text(
+        "",
+        "join the Ray cluster at this address, and run clients on all its nodes; empty starts a "
+        "Ray of the run's own",
+        "HOST:PORT of the cluster's head, or auto for the cluster that this machine belongs to",
+        _is_ray_address,
         read_if=("engine.kind", ("auto", "ray")),
     )
     client_threads: int = number(

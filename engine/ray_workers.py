@@ -1,17 +1,12 @@
-"""Clients called by resident Ray actors, which keep their imports and the latest models."""
+"""Clients called by resident Ray actors, on this machine or on a cluster's."""
 
 from __future__ import annotations
 
-import logging
-import os
-import pickle
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from copy import copy, deepcopy
@@ -21,50 +16,38 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import ray
-import torch
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Error,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from ray.exceptions import RayError
-from ray.job_config import JobConfig
-from ray.util import register_serializer
 
 from core.errors import RunError
-from engine.client_call import Outcome, call_client, copy_arrays, load_client_app
+from engine import ray_start
+from engine.client_call import Outcome, copy_arrays
 from engine.flwr_seam import CLIENT_CRASHED
+from engine.placement import WorkerPlan
+from engine.ray_client import KEPT_RECORDS, Part, Ref, ship_arrays_as_buffers
+from engine.ray_instance import RayInstance, Requirements
 
 SHARED_FROM_BYTES = 64_000
 """An ArrayRecord of at least this size goes through the object store; a smaller one inline."""
 
-KEPT_RECORDS = 2
-"""Shared ArrayRecords that stay, beyond the calls that need them, in the store and in actors."""
-
 START_TIMEOUT_S = 300
-"""Seconds that actors may take to import the client app."""
+"""Seconds that actors may take to find room and to import the client app."""
 
-_Record = ArrayRecord | ConfigRecord | MetricRecord
-_Ref = ray.ObjectRef[Any]
+START_ATTEMPTS = 3
+"""Starts of actors in a row that may fail."""
 
 
 class RayWorkers:
-    """Calls clients on actors that live as long as this object, in a Ray instance of its own.
+    """Calls clients on actors that live as long as this object.
 
     Ray starts in the background: what the server does before it hands out work costs no time. An
-    actor works on one call at a time. One that dies costs its call and is replaced.
+    actor works on one call at a time. One that dies, alone or with its node, costs its call and is
+    replaced where there is room.
 
     Args:
         client_app: ``module:attribute`` of the ClientApp; actors import it with this process's
             ``sys.path`` and working directory.
-        num_workers: Number of actors.
-        num_gpus: GPUs that the actors share.
-        gpus_per_worker: Share of a GPU per actor.
+        instance: Where the actors run, and how many; closed with this object.
         client_threads: torch threads of each actor.
 
     Raises:
@@ -72,30 +55,26 @@ class RayWorkers:
             `submit`.
     """
 
-    def __init__(
-        self,
-        client_app: str,
-        *,
-        num_workers: int,
-        num_gpus: int = 0,
-        gpus_per_worker: float = 0.0,
-        client_threads: int = 1,
-    ) -> None:
+    def __init__(self, client_app: str, instance: RayInstance, *, client_threads: int = 1) -> None:
         if ray.is_initialized():
             raise RunError(
-                "Ray already runs in this process, and the engine starts its own: "
+                "Ray already runs in this process, and the engine connects it anew: "
                 "call ray.shutdown() before, or set engine.kind=in-process"
             )
-        self._num_workers = num_workers
-        self._num_gpus = num_gpus
-        self._gpus_per_worker = gpus_per_worker
+        self._client_app = client_app
+        self._client_threads = client_threads
+        self._instance = instance
+        self._plan = WorkerPlan(0)
+        self._requirements = Requirements()
+        self._actor_class: Any = None
         self._sys_path = [str(Path(entry).resolve()) for entry in sys.path]
-        self._actor_args = (client_app, self._sys_path, Path.cwd(), client_threads)
+        self._starting: dict[Ref, Any] = {}
+        self._failed_starts = 0
         self._idle: deque[Any] = deque()
         self._queue: deque[_Call] = deque()
-        self._running: dict[_Ref, tuple[Any, _Call]] = {}
+        self._running: dict[Ref, tuple[Any, _Call]] = {}
         self._store = _RecordStore()
-        self._folder: str | None = None
+        self._closed = False
         # Where the kernel can, Ray has it end Ray's processes with the thread that started them:
         # this thread must live until `close`.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
@@ -105,11 +84,12 @@ class RayWorkers:
         """Queue one call, its large records in the object store.
 
         Raises:
-            RunError: Ray cannot start, or the actors cannot import the client app.
+            RunError: Ray cannot start or be joined, or an actor's node is unfit.
+            ConfigError: The actors that are asked for have no room there.
         """
         self._started.result()
         _take_back_sigterm()
-        assert self._folder is not None, "closed: Ray would start anew at the next call"
+        assert not self._closed, "closed: Ray would start anew at the next call"
         shell = copy(message)
         shell.content = RecordDict()
         parts = {name: self._store.part(record) for name, record in message.content.items()}
@@ -117,23 +97,35 @@ class RayWorkers:
         self._hand_out()
 
     def next_reply(self, timeout: float | None) -> Outcome | None:
-        """Wait for the next finished call; see `engine.grid.Workers`."""
+        """Wait for the next finished call; see `engine.grid.Workers`.
+
+        Raises:
+            RunError: No actor is left, and none can be started; or one was started on a node that
+                is unfit.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._running:
+        while self._running or (self._queue and self._starting):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            finished, _ = ray.wait(list(self._running), timeout=left)
+            if not self._running:
+                left = START_TIMEOUT_S if left is None else min(left, START_TIMEOUT_S)
+            finished, _ = ray.wait([*self._running, *self._starting], timeout=left)
             if not finished:
+                if left == START_TIMEOUT_S:
+                    raise self._no_room()
                 return None
+            if finished[0] in self._starting:
+                self._welcome(finished[0])
+                self._hand_out()
+                continue
             actor, call = self._running.pop(finished[0])
             try:
                 outcome: Outcome = ray.get(finished[0])
+                self._idle.append(actor)
             except RayError as error:
-                ray.kill(actor)
-                actor = self._new_actor()
+                self._replace(actor)
                 reason = f"{type(error).__name__}: {error}"
                 reply = Message(Error(CLIENT_CRASHED, reason), reply_to=call.message)
                 outcome = Outcome(reply, None)
-            self._idle.append(actor)
             self._hand_out()
             return outcome
         return None
@@ -147,55 +139,93 @@ class RayWorkers:
         for result, (actor, call) in list(self._running.items()):
             if call.message_id in message_ids:
                 del self._running[result]
-                ray.kill(actor)
-                self._idle.append(self._new_actor())
+                self._replace(actor)
         self._hand_out()
 
     def close(self) -> None:
-        """End Ray and remove its files."""
+        """End the actors, and with them Ray where it is the run's own."""
         wait([self._started])
-        if self._folder is not None:
-            # Handles and references that outlive their Ray instance would speak to the next one.
-            self._running.clear()
-            self._queue.clear()
-            self._idle.clear()
-            self._store = _RecordStore()
-            ray.shutdown()
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self._closed = True
+        # Handles and references that outlive their Ray instance would speak to the next one.
+        self._starting.clear()
+        self._running.clear()
+        self._queue.clear()
+        self._idle.clear()
+        self._store = _RecordStore()
+        self._instance.stop()
         self._thread.shutdown()
 
     def _start(self) -> None:
-        try:
-            self._folder = tempfile.mkdtemp(prefix="tessera-", dir=_temp_root())
-            ray.init(
-                address="local",
-                num_cpus=self._num_workers,
-                num_gpus=self._num_gpus,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                job_config=JobConfig(_py_driver_sys_path=self._sys_path),
-                _temp_dir=self._folder,
-            )
-        except (Exception, SystemExit) as error:
-            raise RunError(
-                f"Ray does not start ({type(error).__name__}: {error}); "
-                "set engine.kind=in-process to run without it"
-            ) from error
-        register_serializer(Array, serializer=_array_to_parts, deserializer=_array_from_parts)
-        self._idle.extend(self._new_actor() for _ in range(self._num_workers))
-        try:
-            ray.get([actor.ready.remote() for actor in self._idle], timeout=START_TIMEOUT_S)
-        except RayError as error:
-            raise RunError(
-                f"the Ray actors do not start ({type(error).__name__}: {error}); "
-                "set engine.kind=in-process to run without them"
-            ) from error
+        self._plan = self._instance.start(self._sys_path)
+        self._requirements = self._instance.requirements()
+        ship_arrays_as_buffers()
+        ship_by_value: Any = ray.cloudpickle.register_pickle_by_value
+        ship_by_value(ray_start)
+        # SPREAD: Ray would else fill one node before it takes the next.
+        self._actor_class = ray.remote(
+            num_cpus=self._plan.cpus_per_worker,
+            num_gpus=self._plan.gpus_per_worker,
+            scheduling_strategy="SPREAD",
+        )(ray_start.ClientActor)
+        for _ in range(self._plan.num_workers):
+            self._start_actor()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._starting:
+            left = max(0.0, deadline - time.monotonic())
+            started, _ = ray.wait(list(self._starting), timeout=left)
+            if not started:
+                raise self._no_room()
+            self._welcome(started[0])
 
-    def _new_actor(self) -> Any:
-        actor_class: Any = ray.remote(num_cpus=1, num_gpus=self._gpus_per_worker)(_ClientActor)
-        return actor_class.remote(*self._actor_args)
+    def _start_actor(self) -> None:
+        actor = self._actor_class.remote(
+            self._client_app,
+            self._sys_path,
+            str(Path.cwd()),
+            self._client_threads,
+            dict(self._requirements.installation),
+            self._requirements.shared_folder,
+            self._requirements.token,
+        )
+        self._starting[actor.ready.remote()] = actor
+
+    def _welcome(self, ready: Ref) -> None:
+        """Take on an actor that has started, or start another in place of one that has not.
+
+        Raises:
+            RunError: Its node is unfit, or too many starts in a row failed.
+        """
+        actor = self._starting.pop(ready)
+        try:
+            node, problems = ray.get(ready)
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts == START_ATTEMPTS:
+                raise RunError(
+                    f"{self._instance.name}: {START_ATTEMPTS} starts of actors in a row failed, "
+                    f"the last with {type(error).__name__}: {error}; {self._instance.way_out}"
+                ) from error
+            self._replace(actor)
+            return
+        if problems:
+            raise RunError(
+                f"{self._instance.name}: no client can run on node {node}: "
+                f"{'; '.join(problems)}; {self._instance.way_out}"
+            )
+        self._failed_starts = 0
+        self._idle.append(actor)
+
+    def _replace(self, actor: Any) -> None:
+        ray.kill(actor)
+        self._start_actor()
+
+    def _no_room(self) -> RunError:
+        there = self._plan.num_workers - len(self._starting)
+        return RunError(
+            f"{self._instance.name}: {there} of {self._plan.num_workers} actors are there, and no "
+            f"other could be started within {START_TIMEOUT_S} s; other work may hold what they "
+            f"need: wait for it or set engine.workers lower; {self._instance.way_out}"
+        )
 
     def _hand_out(self) -> None:
         while self._queue and self._idle:
@@ -208,43 +238,6 @@ class RayWorkers:
             self._running[actor.call.remote(call.message, parts, call.context)] = (actor, call)
 
 
-class _ClientActor:
-    """One resident process; runs under Ray."""
-
-    def __init__(
-        self, client_app: str, sys_path: list[str], folder: Path, client_threads: int
-    ) -> None:
-        sys.path[:] = sys_path
-        os.chdir(folder)
-        torch.set_num_threads(client_threads)
-        register_serializer(Array, serializer=_array_to_parts, deserializer=_array_from_parts)
-        self._app = load_client_app(client_app)
-        self._records: OrderedDict[_Ref, ArrayRecord] = OrderedDict()
-
-    def ready(self) -> None:
-        """Return once the actor has started."""
-
-    def call(
-        self, message: Message, parts: Mapping[str, _Record | _Ref], context: Context
-    ) -> Outcome:
-        """Put the message together and call the client."""
-        message.content = RecordDict(
-            {
-                name: self._fetch(part) if isinstance(part, ray.ObjectRef) else part
-                for name, part in parts.items()
-            }
-        )
-        return call_client(self._app, message, context)
-
-    def _fetch(self, reference: _Ref) -> ArrayRecord:
-        if reference not in self._records:
-            self._records[reference] = ray.get(reference)
-        self._records.move_to_end(reference)
-        if len(self._records) > KEPT_RECORDS:
-            self._records.popitem(last=False)
-        return copy_arrays(self._records[reference])
-
-
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class _Shared:
     """A record in the object store.
@@ -254,7 +247,7 @@ class _Shared:
         content: The bytes of its arrays, held so that no others can get their ids.
     """
 
-    ref: _Ref
+    ref: Ref
     content: tuple[bytes, ...]
 
 
@@ -263,7 +256,7 @@ class _Call:
     """A call of a client; the message's content is apart, in `parts`."""
 
     message: Message
-    parts: Mapping[str, _Record | _Shared]
+    parts: Mapping[str, Part | _Shared]
     context: Context
 
     @property
@@ -282,7 +275,7 @@ class _RecordStore:
         self._by_identity: WeakValueDictionary[tuple[Any, ...], _Shared] = WeakValueDictionary()
         self._recent: deque[_Shared] = deque(maxlen=KEPT_RECORDS)
 
-    def part(self, record: _Record) -> _Record | _Shared:
+    def part(self, record: Part) -> Part | _Shared:
         """`record` as it travels: shared where it is large, a copy where it is small."""
         if not isinstance(record, ArrayRecord):
             return deepcopy(record)
@@ -300,25 +293,7 @@ class _RecordStore:
         return shared
 
 
-def _array_to_parts(array: Array) -> tuple[Any, ...]:
-    return array.dtype, array.shape, array.stype, pickle.PickleBuffer(array.data)
-
-
-def _array_from_parts(parts: tuple[Any, ...]) -> Array:
-    dtype, shape, stype, data = parts
-    return Array(dtype, shape, stype, bytes(data))
-
-
 def _take_back_sigterm() -> None:
     """Undo Ray's native handler of SIGTERM, which aborts the process three seconds later."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-
-
-def _temp_root() -> str:
-    """The system's folder for temporary files, or /tmp where that one's path is long.
-
-    Ray's sockets lie 84 characters below, and a socket's path may have 107 in all (103 on macOS).
-    """
-    root = tempfile.gettempdir()
-    return root if len(os.fsencode(root)) <= 107 - 84 else "/tmp"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from core.config import RunConfig
 from data.partition import FailedAttempt
-from engine.simulation import resolve_kind, resolve_workers
+from engine.placement import resolve_kind, resolve_workers
 from privacy.plan import PrivacyPlan
 from privacy.statement import Statement, statement_of
 from server.prediction import PredictedBytes, predict_bytes
@@ -85,6 +85,8 @@ def _engine(preparation: Preparation) -> str:
         return "in-process, no clients"
     if resolve_kind(config) == "in-process":
         return "in-process"
+    if config.ray_address:
+        return f"ray, the cluster at {config.ray_address}"
     workers = resolve_workers(config, num_clients)
     share = f", {workers.gpus_per_worker:g} GPU each" if workers.gpus_per_worker else ""
     return f"ray, {workers.num_workers} actors{share}"

@@ -100,6 +100,7 @@ def _simulate(config: RunConfig, progress: Progress, *, resumes: bool, keep_data
             run_config=config.flat(),
             num_partitions=len(preparation.hand_out_order()),
             config=config.engine,
+            shared_folder=Path(config.runs),
         )
     finally:
         forget_run()

@@ -15,6 +15,8 @@ from core.errors import RunError
 from engine.client_call import load_client_app
 from engine.flwr_seam import Run, run_identity
 from engine.grid import ResidentGrid
+from engine.placement import WorkerPlan
+from engine.ray_instance import OwnRay
 from engine.ray_workers import RayWorkers
 from engine.serial_workers import SerialWorkers
 
@@ -32,9 +34,8 @@ def run() -> Iterator[Run]:
 @pytest.fixture(scope="module")
 def workers() -> Iterator[RayWorkers]:
     # The GPU is only booked, never used: Ray divides it whether it is there or not.
-    workers = RayWorkers(
-        CLIENT, num_workers=NUM_WORKERS, num_gpus=1, gpus_per_worker=0.5, client_threads=2
-    )
+    plan = WorkerPlan(NUM_WORKERS, num_gpus=1, gpus_per_worker=0.5)
+    workers = RayWorkers(CLIENT, OwnRay(plan), client_threads=2)
     try:
         yield workers
     finally:
@@ -175,5 +176,5 @@ def test_rays_of_others_are_left_alone(grid: ResidentGrid) -> None:
 
     exchange(grid, kind="query.process")
     with pytest.raises(RunError, match=r"ray\.shutdown\(\)"):
-        RayWorkers(CLIENT, num_workers=1)
+        RayWorkers(CLIENT, OwnRay(WorkerPlan(1)))
     assert ray.is_initialized()

@@ -77,6 +77,23 @@ def test_identity_leaves_out_what_cannot_change_a_result() -> None:
     assert len({base.identity(), other.identity(), threads.identity()}) == 3
 
 
+@pytest.mark.parametrize("address", ["", "auto", "10.0.0.1:6379", "head.local:6379", "[::1]:6379"])
+def test_where_a_ray_cluster_is(address: str) -> None:
+    joined = parse_config({"engine.ray-address": address})
+    assert joined.engine.ray_address == address
+    assert joined.identity() == parse_config({}).identity()
+
+
+@pytest.mark.parametrize("address", ["head", ":6379", "head:", "ray://head:10001", "head:port"])
+def test_what_is_no_address_of_a_ray_cluster(address: str) -> None:
+    assert "HOST:PORT" in problems_of({"engine.ray-address": address})["engine.ray-address"]
+
+
+def test_a_cluster_is_joined_by_ray_alone() -> None:
+    found = problems_of({"engine.kind": "in-process", "engine.ray-address": "auto"})
+    assert "engine.kind=auto or ray" in found["engine.ray-address"]
+
+
 def test_every_key_has_a_meaning_and_a_default_that_is_allowed() -> None:
     found = config_keys()
     assert len({key.name for key in found}) == len(found)

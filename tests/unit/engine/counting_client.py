@@ -55,6 +55,7 @@ def process(message: Message, context: Context) -> Message:
     told = ConfigRecord(
         {
             "pid": os.getpid(),
+            "node": _ray_node(),
             "folder": str(Path.cwd()),
             "cuda": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             "telemetry": os.environ.get("FLWR_TELEMETRY_ENABLED", ""),
@@ -66,15 +67,27 @@ def process(message: Message, context: Context) -> Message:
 
 @app.query("wait")
 def wait(message: Message, context: Context) -> Message:
-    """Keep partition 0's caller waiting until there is a file at the path given."""
+    """Keep partition 0's caller, or those of `hold`, waiting until there is a file at `gate`.
+
+    That one waits is told by a file beside it.
+    """
     config = message.content["config"]
     assert isinstance(config, ConfigRecord)
-    deadline = time.monotonic() + 60
-    while context.node_config["partition-id"] == 0 and time.monotonic() < deadline:
-        if Path(str(config["gate"])).exists():
-            break
-        time.sleep(0.02)
+    gate, partition_id = Path(str(config["gate"])), int(context.node_config["partition-id"])
+    hold = config.get("hold", [0])
+    assert isinstance(hold, list)
+    if partition_id in hold:
+        gate.with_name(f"{gate.name}-{partition_id}").touch()
+        deadline = time.monotonic() + 60
+        while not gate.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
     return Message(RecordDict(), reply_to=message)
+
+
+def _ray_node() -> str:
+    """The Ray node that this process is of; empty where it is of none."""
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_node_id()) if ray and ray.is_initialized() else ""
 
 
 def _calls(context: Context) -> int:

@@ -16,7 +16,9 @@ from flwr.app import (
 
 from core.errors import RunError
 from engine.flwr_seam import run_identity
-from engine.ray_workers import SHARED_FROM_BYTES, RayWorkers, _RecordStore, _temp_root
+from engine.placement import WorkerPlan
+from engine.ray_instance import OwnRay, _temp_root
+from engine.ray_workers import SHARED_FROM_BYTES, RayWorkers, _RecordStore
 
 
 class Puts:
@@ -99,9 +101,9 @@ def test_ray_that_does_not_start_is_told_at_the_first_call(
     def fail(**options: object) -> None:
         raise ConnectionError("no ports left")
 
-    monkeypatch.setattr("engine.ray_workers.ray.init", fail)
-    monkeypatch.setattr("engine.ray_workers._temp_root", lambda: tmp_path)
-    workers = RayWorkers("client.app:app", num_workers=1)
+    monkeypatch.setattr("engine.ray_instance.ray.init", fail)
+    monkeypatch.setattr("engine.ray_instance._temp_root", lambda: tmp_path)
+    workers = RayWorkers("client.app:app", OwnRay(WorkerPlan(1)))
     with run_identity(7):
         message = Message(RecordDict(), 2, "train")
     try:

@@ -1,0 +1,101 @@
+"""How an actor starts: whether its node is fit, and if so, what runs in it.
+
+Ray ships this module by value, so that a node without Tessera can say so. At import it needs
+nothing but Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "flwr", "numpy", "tessera-fl")
+"""Distributions whose versions a result may depend on."""
+
+SOURCES = (
+    *("client", "core", "data", "distill", "engine"),
+    *("models", "privacy", "strategies", "workloads"),
+)
+"""The packages of Tessera's that a client's process imports."""
+
+
+def describe_installation() -> dict[str, str]:
+    """What must be the same wherever clients of one run are computed, by name."""
+    import engine
+
+    root = Path(str(engine.__file__)).parents[1]
+    digest = hashlib.sha256()
+    for package in SOURCES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    described = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            described[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            described[name] = "not installed"
+    return {**described, "Tessera's code": digest.hexdigest()[:12]}
+
+
+class ClientActor:
+    """One resident process; runs under Ray.
+
+    Args:
+        client_app: ``module:attribute`` of the ClientApp.
+        sys_path: Where to import from.
+        folder: Working folder.
+        client_threads: torch threads.
+        installation: What `describe_installation` must find; empty checks nothing.
+        shared_folder: Folder that must be seen, as the configuration names it; None if none.
+        token: A file in it.
+    """
+
+    def __init__(
+        self,
+        client_app: str,
+        sys_path: list[str],
+        folder: str,
+        client_threads: int,
+        installation: Mapping[str, str],
+        shared_folder: Path | None,
+        token: str,
+    ) -> None:
+        self._problems: list[str] = []
+        self._client: Any = None
+        try:
+            sys.path[:] = sys_path
+            os.chdir(folder)
+            if installation:
+                found = describe_installation()
+                self._problems += [
+                    f"{name} is {found[name]} there, and {expected} here"
+                    for name, expected in installation.items()
+                    if found[name] != expected
+                ]
+            if shared_folder is not None:
+                seen = shared_folder.expanduser().resolve()
+                if not (seen / token).exists():
+                    self._problems.append(f"{seen} (runs) is not the folder that it is here")
+            if not self._problems:
+                from engine.ray_client import ResidentClient
+
+                self._client = ResidentClient(client_app, client_threads)
+        except Exception as error:
+            self._problems.append(f"{type(error).__name__}: {error}")
+
+    def ready(self) -> tuple[str, list[str]]:
+        """Once the actor has started: its node's address, and what is wrong with it."""
+        import ray
+
+        address: Any = ray.util.get_node_ip_address
+        return address(), self._problems
+
+    def call(self, *request: Any) -> Any:
+        """See `engine.ray_client.ResidentClient.call`."""
+        return self._client.call(*request)
