@@ -86,7 +86,9 @@ class RecordSpec:
 
     def violations(self, record: Record) -> list[str]:
         """Ways in which `record` departs from this form, as sentences; empty if it fits."""
-        found, not_finite, absurd = [], [], []
+        found: list[str] = []
+        not_finite: list[str] = []
+        absurd: list[str] = []
         for name in self.arrays.keys() - record.arrays.keys():
             found.append(f"array {name!r} is missing")
         for name in record.arrays.keys() - self.arrays.keys():
@@ -97,11 +99,8 @@ class RecordSpec:
                 found.append(f"array {name!r} has shape {array.shape}, expected {spec.shape}")
             if array.dtype.name != spec.dtype:
                 found.append(f"array {name!r} is {array.dtype.name}, expected {spec.dtype}")
-            if array.dtype.kind == "f":
-                if not np.isfinite(array).all():
-                    not_finite.append(name)
-                elif np.abs(array).max(initial=0) > MAGNITUDE_LIMIT:
-                    absurd.append(name)
+            if array.dtype.kind == "f" and not _within_limit(array):
+                (absurd if np.isfinite(array).all() else not_finite).append(name)
         for name in set(self.metrics) ^ set(record.metrics):
             kind = "is missing" if name in self.metrics else "was not asked for"
             found.append(f"metric {name!r} {kind}")
@@ -121,6 +120,12 @@ class RecordSpec:
                 others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
                 found.append(f"array {min(names)!r}{others} holds {what}")
         return sorted(found)
+
+
+def _within_limit(array: Array) -> bool:
+    """Whether every number is finite and of a magnitude that is allowed, without a copy."""
+    least, most = array.min(initial=0), array.max(initial=0)  # NaN where any number is
+    return bool(float(least) >= -MAGNITUDE_LIMIT and float(most) <= MAGNITUDE_LIMIT)
 
 
 def _setting_bytes(value: Setting) -> int:

@@ -21,10 +21,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from core.parameters import NamedTensors, weights_of
-from core.wire import Record, RecordSpec
+from core.wire import Array, Record, RecordSpec
 from strategies.base import (
     ClientShape,
     ClientTask,
@@ -59,10 +60,10 @@ class WeightedSum:
 
     def add(self, record: Record, weight: int) -> None:
         """Add `weight` times everything in `record`."""
-        for name, tensor in tensors_of(record.arrays).items():
+        for name, array in record.arrays.items():
             if name not in self.arrays:
-                self.arrays[name] = torch.zeros_like(tensor, dtype=torch.float64)
-            self.arrays[name].add_(tensor.to(torch.float64), alpha=weight)
+                self.arrays[name] = torch.zeros(array.shape, dtype=torch.float64)
+            _add_scaled(self.arrays[name].view(-1), array, weight)
         for name, value in record.metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + weight * float(value)
         self.weight += weight
@@ -96,6 +97,19 @@ class WeightedSum:
             rounded = value if old.is_floating_point() else value.round()
             after[name] = rounded.to(old.dtype)
         return after
+
+
+_BLOCK = 131_072
+"""Numbers that are converted to float64 at a time: few enough for a cache, many for a call."""
+
+
+def _add_scaled(total: torch.Tensor, array: Array, weight: int) -> None:
+    """Add `weight` times `array` to `total`, float64, shape (array.size,), in place."""
+    values, block = array.reshape(-1), torch.empty(min(_BLOCK, array.size), dtype=torch.float64)
+    for start in range(0, array.size, _BLOCK):
+        part = values[start : start + _BLOCK]
+        np.copyto(block[: len(part)].numpy(), part)
+        total[start : start + _BLOCK].add_(block[: len(part)], alpha=weight)
 
 
 def received_weights(task: ClientTask) -> dict[str, torch.Tensor]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import cast
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
+from core import wire
 from core.wire import ArraySpec, Metric, Record, RecordSpec, Setting
 
 ARRAYS, METRICS, SETTINGS = "arrays", "metrics", "settings"
 
 _KINDS = {ARRAYS: ArrayRecord, METRICS: MetricRecord, SETTINGS: ConfigRecord}
+_NUMBERS = frozenset(np.dtype(code).name for code in np.typecodes["AllFloat"] + "?bhilqBHILQ")
 _REASONS_TOLD = 8
 
 # What a client names is told in part: a reason goes on record, and a name may be a megabyte.
@@ -41,14 +45,34 @@ def to_flower(record: Record, arrays: ArrayRecord | None = None) -> RecordDict:
 
 def serialise(record: Record) -> ArrayRecord:
     """The record's arrays as Flower sends them: ``.npy`` bytes, C order."""
-    return ArrayRecord({name: Array(array.copy("C")) for name, array in record.arrays.items()})
+    return ArrayRecord({name: _encoded(array) for name, array in record.arrays.items()})
+
+
+def _encoded(array: wire.Array) -> Array:
+    """What ``Array(array)`` makes, with a single copy of the values instead of three."""
+    assert str(array.dtype) == array.dtype.name, "numbers in this machine's byte order"
+    values = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    data = b"".join((ArraySpec(array.shape, array.dtype.name).npy_header(), values.data))
+    return Array(array.dtype.name, array.shape, SType.NUMPY, data)
+
+
+def _decoded(array: Array) -> wire.Array:
+    """What ``array.numpy()`` makes; read-only, over the array's own bytes."""
+    if array.stype == SType.NUMPY:
+        spec = ArraySpec(tuple(array.shape), array.dtype)
+        # NumPy writes one header for one form. Any other file is NumPy's to read.
+        if array.dtype in _NUMBERS and array.data.startswith(header := spec.npy_header()):
+            count = math.prod(spec.shape)
+            values = np.frombuffer(array.data, array.dtype, count, len(header))
+            return values.reshape(spec.shape)
+    return array.numpy()
 
 
 def from_flower(content: RecordDict, form: RecordSpec | None = None) -> Record:
     """Read a record back. Nothing is unpickled.
 
     Args:
-        content: What came.
+        content: What came; the arrays returned are read-only views of its bytes.
         form: What a sender that is not trusted may send. Nothing is decoded before its size,
             names, shapes, dtypes and ``.npy`` headers are found to be those of the form, so that
             decoding allocates no more than ``form.num_bytes()``. Values, and whether every metric
@@ -65,7 +89,7 @@ def from_flower(content: RecordDict, form: RecordSpec | None = None) -> Record:
     if told := list(islice(reasons, _REASONS_TOLD)):
         raise ValueError("; ".join([*told, "and more"] if next(reasons, None) else told))
     return Record(
-        {name: array.numpy() for name, array in content.array_records[ARRAYS].items()},
+        {name: _decoded(array) for name, array in content.array_records[ARRAYS].items()},
         cast(dict[str, Metric], dict(content.metric_records[METRICS])),
         cast(dict[str, Setting], dict(content.config_records[SETTINGS])),
     )

@@ -165,7 +165,7 @@ def test_each_departure_is_named_and_nothing_is_decoded(
     content = to_flower(RECORD)
     change(content)
     decoded: list[Array] = []
-    monkeypatch.setattr(Array, "numpy", lambda array: decoded.append(array))
+    monkeypatch.setattr("strategies.flower._decoded", lambda array: decoded.append(array))
     assert reason in refusal(content)
     assert decoded == []
 
