@@ -13,6 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.attacks import malicious_clients, poison, tamper
+from client.loaded_examples import LoadedExamples
 from client.private_update import PrivateUpdate, quiet_failures
 from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
@@ -35,6 +36,10 @@ from workloads.vision import ImageClassification, open_workload
 
 app = ClientApp()
 
+LOADED_BYTES = 256 * 2**20
+"""Examples of clients that a process keeps as tensors: all of most federations, a part of thousands
+of clients. What is not kept is made again from its pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resident:
@@ -52,7 +57,7 @@ class Resident:
     parameters: ParameterVector
     count_step: StepCounter
     folder: RunFolder
-    loaded: dict[int, Examples]
+    loaded: LoadedExamples
     owners: dict[int, str]
     malicious: frozenset[int]
 
@@ -64,10 +69,8 @@ class Resident:
                 f"{len(self.partition.clients)} clients; set partition.clients to the number of "
                 "nodes"
             )
-        if partition_id not in self.loaded:
-            indices = torch.from_numpy(self.partition.clients[partition_id])
-            self.loaded[partition_id] = self.workload.examples(indices)
-        return self.loaded[partition_id]
+        indices = torch.from_numpy(self.partition.clients[partition_id])
+        return self.loaded.get(partition_id, lambda: self.workload.examples(indices))
 
     def owner(self, partition_id: int) -> str:
         """Digest of the client's own images, by which its ledger is known; no canary is."""
@@ -170,7 +173,7 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Reside
         parameters=ParameterVector(workload.build_model(model_seed(config))),
         count_step=StepCounter(folder.progress),
         folder=folder,
-        loaded={},
+        loaded=LoadedExamples(LOADED_BYTES),
         owners={},
         malicious=malicious_clients(config),
     )

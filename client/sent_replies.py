@@ -53,8 +53,8 @@ class SentReplies:
 
     def forget(self, retained_round: int) -> None:
         """Remove replies to rounds that no checkpoint leads back to."""
-        for path in self.folder.glob(f"partition-{self.partition_id:05d}.reply-*.safetensors"):
-            if int(path.name.split("-")[2].partition(".")[0]) <= retained_round:
+        for path in self._path(0).parent.glob("reply-*.safetensors"):
+            if int(path.stem.partition("-")[2]) <= retained_round:
                 path.unlink(missing_ok=True)
 
     def _about(self, round: int, request: str) -> dict[str, str]:
@@ -66,7 +66,8 @@ class SentReplies:
         }
 
     def _path(self, round: int) -> Path:
-        return self.folder / f"partition-{self.partition_id:05d}.reply-{round:05d}.safetensors"
+        own = self.folder / f"partition-{self.partition_id:05d}"
+        return own / f"reply-{round:05d}.safetensors"
 
 
 def digest_of(request: Record) -> str:

@@ -1,6 +1,7 @@
 """What a client keeps between rounds, committed only by the server's acknowledgement.
 
-Each update writes a file named after its round. The server names the last round whose reply it
+Each update writes a file named after its round, in a folder of the client's own: what a client does
+there takes no longer for other clients' files. The server names the last round whose reply it
 counted; the client reads that file and no other, so a reply that was lost or refused leaves the
 client where the server believes it to be.
 """
@@ -57,8 +58,8 @@ class ClientStore:
         Files of rounds before `retained_round` go, for no checkpoint leads back to them, and so do
         those after `acknowledged_round`, which were never acknowledged.
         """
-        for path in self.folder.glob(f"partition-{self.partition_id:05d}.round-*.safetensors"):
-            number = int(path.name.split("-")[2].partition(".")[0])
+        for path in self._path(0).parent.glob("round-*.safetensors"):
+            number = int(path.stem.partition("-")[2])
             if not retained_round <= number <= acknowledged_round:
                 path.unlink(missing_ok=True)
 
@@ -70,4 +71,5 @@ class ClientStore:
         }
 
     def _path(self, round: int) -> Path:
-        return self.folder / f"partition-{self.partition_id:05d}.round-{round:05d}.safetensors"
+        own = self.folder / f"partition-{self.partition_id:05d}"
+        return own / f"round-{round:05d}.safetensors"

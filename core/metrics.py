@@ -42,20 +42,36 @@ def expected_accuracy(
 ) -> float:
     """Accuracy to be expected under another mix of the same classes.
 
+    Args:
+        per_class_accuracy: As in `expected_accuracies`.
+        class_counts: The mix, shape (C,).
+
+    >>> expected_accuracy([1.0, 0.5, None], [30, 10, 7])
+    0.875
+    """
+    return float(expected_accuracies(per_class_accuracy, np.array([class_counts], np.int64))[0])
+
+
+def expected_accuracies(
+    per_class_accuracy: Sequence[float | None], class_counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """`expected_accuracy` of many clients.
+
     Under label skew, where clients differ in nothing but their class shares, this is a client's
     accuracy on its own distribution, measured on all test images instead of its few.
 
     Args:
         per_class_accuracy: Recall of each class, shape (C,); None where it is not known.
-        class_counts: The mix, shape (C,); classes of unknown recall are left out of it.
+        class_counts: Each client's mix, shape (K, C); classes of unknown recall are left out of it.
 
-    >>> expected_accuracy([1.0, 0.5, None], [30, 10, 7])
-    0.875
+    Returns:
+        float64, shape (K,); 0 for a client that holds no class of known recall.
     """
-    known = [
-        (recall, count)
-        for recall, count in zip(per_class_accuracy, class_counts, strict=True)
-        if recall is not None
-    ]
-    total = sum(count for _, count in known)
-    return sum(recall * count for recall, count in known) / total if total else 0.0
+    hits = np.zeros(len(class_counts))
+    totals = np.zeros(len(class_counts), np.int64)
+    # Class by class in this order, since a library's matrix product sums in an order of its own.
+    for recall, counts in zip(per_class_accuracy, class_counts.T, strict=True):
+        if recall is not None:
+            hits += recall * counts
+            totals += counts
+    return hits / np.maximum(totals, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from core.config import RunConfig
 from core.errors import DivergedError, RunError
-from core.metrics import expected_accuracy
+from core.metrics import expected_accuracies
 from core.parameters import ParameterVector
 from core.progress import StepCounter
 from core.records import ClientRecord, ReplyOutcome, RoundRecord
@@ -52,6 +52,15 @@ class Received:
     record: ClientRecord
     train_s: float = 0.0
     trace: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a reply that counts."""
+        return self.record.outcome == "counted"
+
+    def folded(self) -> Received:
+        """What a round keeps of it: not its arrays, which many clients' would fill memory with."""
+        return dataclasses.replace(self, reply=None)
 
 
 class Federation:
@@ -111,12 +120,12 @@ class Federation:
             if transcript is not None:
                 transcript.begin(number, strategy.broadcast(now.state))
             received: list[Received] = []
-            for item in in_order(self._exchange(now, cohort, nodes), cohort.asked):
+            for item in self._exchange(now, cohort, nodes):
                 if item.reply is not None:
                     accumulator = half.add(accumulator, item.reply)
                     if transcript is not None:
                         transcript.add(number, item.reply)
-                received.append(item)
+                received.append(item.folded())
             self._progress.server_started()
             served = time.perf_counter()
             task = self._server_task(number)
@@ -148,64 +157,73 @@ class Federation:
     def _exchange(
         self, now: Checkpoint, cohort: Cohort, nodes: Mapping[int, int]
     ) -> Iterator[Received]:
-        """Ask the cohort and yield what comes of each of its clients, in any order.
+        """Ask the cohort and yield what comes of each of its clients, replies in a fixed order.
 
         Simulated arrivals are known beforehand, so on Tessera's own grid only those are run whose
-        replies the round takes, and the next in line where one of them fails. On any other grid
-        all are run, and the first to answer count.
+        replies the round takes, and the next in line where one of them fails; replies come in the
+        order in which work was handed out. On any other grid all are run, and the first to answer
+        count, in that order too.
         """
         if not cohort.asked:
             return
-        requests = self._requests(now, cohort.asked, nodes)
-        bytes_down = {k: serialised_bytes(message) for k, message in requests.items()}
+        request = self._requests(now, nodes)
         for k, why in cohort.barred.items():
             yield self._told(_without_reply(k, 0, "failed", why))
         for k, (outcome, why) in cohort.lost.items():
-            yield self._told(_without_reply(k, bytes_down[k], outcome, why))
+            yield self._told(_without_reply(k, serialised_bytes(request(k)), outcome, why))
         simulated = getattr(self._grid, "node_is_partition", False)
         line, num_counted = list(cohort.arrivals), 0
         while line and num_counted < cohort.num_wanted:
             length = cohort.num_wanted - num_counted if simulated else len(line)
             turn = set(line[:length])
             line = line[length:]
-            asked = {k: requests[k] for k in cohort.asked if k in turn}
-            for item in self._replies(now.round + 1, asked, bytes_down):
+            asked = [k for k in cohort.asked if k in turn]
+            early = EarlyReplies(asked)
+            for item in self._replies(now.round + 1, asked, request):
                 turn.remove(item.record.partition_id)
-                num_counted += item.reply is not None
-                yield self._told(item)
+                num_counted += item.counts
+                yield from early.until_now(self._told(item))
                 if num_counted == cohort.num_wanted:
                     break
+            yield from early.rest()
             line = [k for k in cohort.arrivals if k in turn] + line
         for k in line:
             why = f"the round closed with {num_counted} replies (cohort.size)"
-            yield self._told(_without_reply(k, bytes_down[k], "surplus", why))
+            yield self._told(_without_reply(k, serialised_bytes(request(k)), "surplus", why))
 
     def _told(self, item: Received) -> Received:
         self._progress.client_replied(item.record)
         return item
 
-    def _requests(
-        self, now: Checkpoint, asked: Sequence[int], nodes: Mapping[int, int]
-    ) -> dict[int, Message]:
+    def _requests(self, now: Checkpoint, nodes: Mapping[int, int]) -> Callable[[int], Message]:
+        """Makes the next round's request to a client; its arrays are serialised once, here."""
         number = now.round + 1
         arrays: ArrayRecord = serialise(Record(self._preparation.strategy.broadcast(now.state)))
-        requests = {}
-        for partition_id in asked:
+
+        def request(partition_id: int) -> Message:
             acknowledged = now.acknowledged.get(partition_id, 0)
             retained = self._recorder.oldest_acknowledged(partition_id)
             settings = request_settings(number, acknowledged, retained, self._preparation.privacy)
             content = to_flower(Record(settings=settings), arrays)
-            requests[partition_id] = Message(
+            return Message(
                 content, dst_node_id=nodes[partition_id], message_type="train", group_id=str(number)
             )
-        return requests
+
+        return request
 
     def _replies(
-        self, round: int, requests: Mapping[int, Message], bytes_down: Mapping[int, int]
+        self, round: int, asked: Sequence[int], request: Callable[[int], Message]
     ) -> Iterator[Received]:
         timeout = self._preparation.config.engine.round_timeout_s or None
-        missing, sent = set(requests), time.perf_counter()
-        for partition_id, message in stream_replies(self._grid, requests, timeout):
+        missing, sent = set(asked), time.perf_counter()
+        bytes_down = dict.fromkeys(asked, 0)
+
+        def sending(partition_id: int) -> Message:
+            message = request(partition_id)
+            bytes_down[partition_id] = serialised_bytes(message)
+            return message
+
+        for partition_id, message in stream_replies(self._grid, asked, sending, timeout):
             missing.remove(partition_id)
             most_s = time.perf_counter() - sent
             yield self._receive(round, partition_id, message, bytes_down[partition_id], most_s)
@@ -339,16 +357,15 @@ class Federation:
         return FederatedEvaluation(
             validation=workload.evaluate(model, "validation"),
             test=test,
-            client_accuracy=[
-                expected_accuracy(test.per_class_accuracy, shape.class_counts)
-                for shape in self._shapes
-            ],
+            client_accuracy=expected_accuracies(
+                test.per_class_accuracy, self._preparation.partition.class_counts
+            ).tolist(),
         )
 
 
 def _after(before: Checkpoint, state: ServerState, received: Sequence[Received]) -> Checkpoint:
     """Where the run stands after a round: this is what commits the clients' replies."""
-    counted = [item.record.partition_id for item in received if item.reply is not None]
+    counted = [item.record.partition_id for item in received if item.counts]
     empty = bool(received) and not counted
     number = before.round + 1
     return Checkpoint(
@@ -434,7 +451,7 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _discarded(item: Received, why: str) -> Received:
     """A valid reply of a round of which nothing was made: it does not count either."""
-    if item.reply is None:
+    if not item.counts:
         return item
     failure = f"the round was discarded: {why}"
     record = dataclasses.replace(item.record, outcome="refused", failure=failure, metrics={})
@@ -451,15 +468,29 @@ def _worst(client_accuracy: list[float | None]) -> float | None:
     return min((accuracy for accuracy in client_accuracy if accuracy is not None), default=None)
 
 
-def in_order(items: Iterable[Received], order: Sequence[int]) -> Iterator[Received]:
-    """Hold early ones back until their turn, so that folding does not depend on who was first."""
-    held: dict[int, Received] = {}
-    turns = iter(order)
-    turn = next(turns, None)
-    for item in items:
-        held[item.record.partition_id] = item
-        while turn in held:
+class EarlyReplies:
+    """Holds replies back until their turn, so that folding does not depend on who was first.
+
+    Args:
+        order: The clients that are asked, in the order in which work is handed out.
+    """
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self._turns = iter(order)
+        self._turn = next(self._turns, None)
+        self._held: dict[int, Received] = {}
+
+    def until_now(self, item: Received) -> Iterator[Received]:
+        """Take what came, and let go of all whose turn it is."""
+        self._held[item.record.partition_id] = item
+        while self._turn in self._held:
+            turn, self._turn = self._turn, next(self._turns, None)
             assert turn is not None
-            yield held.pop(turn)
-            turn = next(turns, None)
-    assert not held, "every client of the order is accounted for"
+            yield self._held.pop(turn)
+
+    def rest(self) -> Iterator[Received]:
+        """Let go of what is left, once nobody is waited for any more."""
+        for turn in (self._turn, *self._turns):
+            if turn in self._held:
+                assert turn is not None
+                yield self._held.pop(turn)

@@ -75,19 +75,22 @@ def predict_bytes(preparation: Preparation) -> PredictedBytes:
     """Predict every message of a run in which nothing fails but what its configuration draws."""
     config, strategy, plan = preparation.config, preparation.strategy, preparation.privacy
     shapes, order = preparation.client_shapes(), preparation.hand_out_order()
-    forms: dict[bool, tuple[list[int], list[int]]] = {}
+    sizes: dict[tuple[int, bool], tuple[int, int]] = {}
+
+    def sizes_of(client: int, number: int) -> tuple[int, int]:
+        """Of request and reply; of a round nothing but whether it is evaluated matters."""
+        key = (client, config.evaluates(number))
+        if key not in sizes:
+            request = request_spec(strategy, shapes[client], number, plan)
+            reply = reply_spec(strategy, shapes[client], number)
+            sizes[key] = (request.num_bytes(), reply.num_bytes())
+        return sizes[key]
+
     down, up = [], []
     for number in range(1, config.rounds + 1):
-        evaluated = config.evaluates(number)
-        if evaluated not in forms:
-            forms[evaluated] = (
-                [request_spec(strategy, shape, number, plan).num_bytes() for shape in shapes],
-                [reply_spec(strategy, shape, number).num_bytes() for shape in shapes],
-            )
-        request_bytes, reply_bytes = forms[evaluated]
         cohort = draw_cohort(config, order, number)
         counted = set(cohort.arrivals[: cohort.num_wanted])
-        asked = sorted(cohort.asked)
-        down.append([request_bytes[k] for k in asked])
-        up.append([reply_bytes[k] if k in counted else 0 for k in asked])
+        each = [(k, *sizes_of(k, number)) for k in sorted(cohort.asked)]
+        down.append([request for _, request, _ in each])
+        up.append([reply if k in counted else 0 for k, _, reply in each])
     return PredictedBytes(down, up)

@@ -1,9 +1,14 @@
-"""Requests out, replies in, over any of Flower's grids: one by one, each once."""
+"""Requests out, replies in, over any of Flower's grids: one by one, each once.
+
+Tessera's own grid is given work in lots, two at a time, so that neither requests nor early replies
+grow with the cohort: a client that takes long can be overtaken by two lots and no more.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -11,11 +16,18 @@ from flwr.serverapp import Grid
 POLL_S = 0.2
 """Between two looks for replies on a grid that does not wait for them itself."""
 
+LOT = 64
+"""Clients that Tessera's own grid is given at once; as many actors always have work."""
+
+_Request = Callable[[int], Message]
+_Asked = tuple[int, int]
+"""Partition id and node id."""
+
 
 def stream_replies(
-    grid: Grid, requests: Mapping[int, Message], timeout_s: float | None
+    grid: Grid, clients: Sequence[int], request: _Request, timeout_s: float | None
 ) -> Iterator[tuple[int, Message]]:
-    """Send requests and yield each one's reply as it comes.
+    """Send each client a request and yield its reply as it comes, of one lot after the other.
 
     A reply is known by the request that it answers and the node that was asked. A second reply to
     the same request, one from another node, and one to a request that is not among these are passed
@@ -23,43 +35,58 @@ def stream_replies(
 
     Args:
         grid: Tessera's own streams replies itself; any other is asked again and again.
-        requests: By partition id, in the order in which work is to be handed out.
+        clients: Partition ids, in the order in which work is to be handed out.
+        request: Makes a client's request.
         timeout_s: Seconds after which what is missing is given up; None waits for all.
 
     Yields:
         Partition id and reply, in order of arrival.
     """
     arriving = _streamed if getattr(grid, "node_is_partition", False) else _polled
-    waiting: dict[str, int] = {}
-    for message in arriving(grid, requests, timeout_s, waiting):
-        partition_id = waiting.get(message.metadata.reply_to_message_id)
-        if partition_id is None or not _is_from(message, requests[partition_id]):
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    waiting: dict[str, _Asked] = {}
+    for message in arriving(grid, clients, request, deadline, waiting):
+        asked = waiting.get(message.metadata.reply_to_message_id)
+        # That a node is gone is told by the SuperLink; else the one that was asked must answer.
+        if asked is None or not (message.has_error() or message.metadata.src_node_id == asked[1]):
             continue
         del waiting[message.metadata.reply_to_message_id]
-        yield partition_id, message
+        yield asked[0], message
         if not waiting:
             return
 
 
-def _is_from(reply: Message, request: Message) -> bool:
-    """Whether the node that was asked sent it; that a node is gone is told by the SuperLink."""
-    return reply.has_error() or reply.metadata.src_node_id == request.metadata.dst_node_id
-
-
 def _streamed(
-    grid: Grid, requests: Mapping[int, Message], timeout_s: float | None, waiting: dict[str, int]
+    grid: Grid,
+    clients: Sequence[int],
+    request: _Request,
+    deadline: float | None,
+    waiting: dict[str, _Asked],
 ) -> Iterator[Message]:
-    replies = grid.send_and_receive(list(requests.values()), timeout=timeout_s)
-    waiting |= {message.metadata.message_id: k for k, message in requests.items()}
-    yield from replies
+    lots: deque[Iterator[Message]] = deque()
+    for start in range(0, len(clients), LOT):
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if left == 0 and start:
+            break
+        messages = {k: request(k) for k in clients[start : start + LOT]}
+        lots.append(iter(grid.send_and_receive(messages.values(), timeout=left)))
+        waiting |= {m.metadata.message_id: (k, m.metadata.dst_node_id) for k, m in messages.items()}
+        if len(lots) > 1:
+            yield from lots.popleft()
+    for lot in lots:
+        yield from lot
 
 
 def _polled(
-    grid: Grid, requests: Mapping[int, Message], timeout_s: float | None, waiting: dict[str, int]
+    grid: Grid,
+    clients: Sequence[int],
+    request: _Request,
+    deadline: float | None,
+    waiting: dict[str, _Asked],
 ) -> Iterator[Message]:
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    names = grid.push_messages(list(requests.values()))
-    waiting |= dict(zip(names, requests, strict=True))
+    messages = [request(k) for k in clients]
+    names, nodes = grid.push_messages(messages), [m.metadata.dst_node_id for m in messages]
+    waiting |= dict(zip(names, zip(clients, nodes, strict=True), strict=True))
     while deadline is None or time.monotonic() < deadline:
         yield from grid.pull_messages(list(waiting))
         time.sleep(POLL_S)

@@ -492,7 +492,7 @@ def assert_variates_add_up(path: Path, last_round: int) -> None:
     folder, tensors = RunFolder.open(path), weights_after(path, last_round)
     clients = []
     for partition_id, acknowledged in tensors["acknowledged"].tolist():
-        name = f"partition-{partition_id:05d}.round-{acknowledged:05d}.safetensors"
+        name = f"partition-{partition_id:05d}/round-{acknowledged:05d}.safetensors"
         clients.append(load_file(folder.clients / name)["variate"])
     ours = [value for name, value in tensors.items() if name.startswith("slots/variate/")]
     theirs = torch.stack(clients).to(torch.float64).sum(0) / 3

@@ -138,7 +138,7 @@ def assert_same_client_state(ours: RunFolder, theirs: RunFolder) -> None:
     """What each client would start the next round from."""
     acknowledged = load_file(theirs.checkpoint(ROUNDS))["acknowledged"].tolist()
     for partition_id, number in acknowledged:
-        name = f"partition-{partition_id:05d}.round-{number:05d}.safetensors"
+        name = f"partition-{partition_id:05d}/round-{number:05d}.safetensors"
         assert (ours.clients / name).exists() == (theirs.clients / name).exists()
         if (theirs.clients / name).exists():
             assert_same_tensors(ours.clients / name, theirs.clients / name)
@@ -413,13 +413,13 @@ def test_records_that_lag_behind_the_checkpoints_are_refused(kept: int, cut: Run
 
 @pytest.mark.parametrize("damage", ["gone", "flipped", "another's"])
 def test_a_clients_state_that_cannot_be_trusted_is_refused(damage: str, cut: RunFolder) -> None:
-    path = cut.clients / "partition-00001.round-00002.safetensors"
+    path = cut.clients / "partition-00001/round-00002.safetensors"
     if damage == "gone":
         path.unlink()
     elif damage == "flipped":
         flip(-1)(path)
     else:
-        shutil.copy(cut.clients / "partition-00000.round-00002.safetensors", path)
+        shutil.copy(cut.clients / "partition-00000/round-00002.safetensors", path)
     before = content_of(cut)
     result = resumed(cut)
     assert result.exit_code == 5

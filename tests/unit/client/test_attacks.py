@@ -240,7 +240,12 @@ def test_a_malicious_client_keeps_its_honest_state(federate: Federate) -> None:
     kept = []
     for extra in ({}, {"attack.kind": "scale", "attack.fraction": 1.0}):
         folder = RunFolder.open(federate({**keys, **extra}))
-        kept.append({p.name: load_file(p) for p in sorted(folder.clients.glob("*.safetensors"))})
+        kept.append(
+            {
+                p.relative_to(folder.clients): load_file(p)
+                for p in sorted(folder.clients.rglob("*.safetensors"))
+            }
+        )
     assert len(kept[0]) == 3
     assert kept[0].keys() == kept[1].keys()
     for name, tensors in kept[0].items():

@@ -42,7 +42,7 @@ def test_any_other_request_gets_none(replies: SentReplies) -> None:
 
 def test_a_damaged_reply_is_refused_by_name(replies: SentReplies) -> None:
     replies.write(4, "request", REPLY)
-    (path,) = replies.folder.glob("*.safetensors")
+    (path,) = replies.folder.rglob("*.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))

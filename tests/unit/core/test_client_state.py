@@ -24,6 +24,10 @@ def rounds_kept(folder: Path) -> list[int]:
     return sorted(int(path.stem.rpartition("-")[2]) for path in folder.iterdir())
 
 
+def own_folder(folder: Path, partition_id: int = 0) -> Path:
+    return folder / f"partition-{partition_id:05d}"
+
+
 def test_the_round_asked_for_is_read(tmp_path: Path) -> None:
     store = store_in(tmp_path / "clients", 4)
     assert store.read(0) is None
@@ -49,9 +53,9 @@ def test_what_a_checkpoint_may_lead_back_to_is_kept(tmp_path: Path) -> None:
     for number in range(1, 6):
         store.write(number, state(float(number)))
     store.forget(3, 5)
-    assert rounds_kept(tmp_path) == [3, 4, 5]
+    assert rounds_kept(own_folder(tmp_path)) == [3, 4, 5]
     store.forget(3, 3)  # the run went on from round 3
-    assert rounds_kept(tmp_path) == [3]
+    assert rounds_kept(own_folder(tmp_path)) == [3]
     returned = store.read(3)
     assert returned is not None
     assert returned["w"].tolist() == [3.0, 3.0]
@@ -63,25 +67,26 @@ def test_other_clients_files_stay(tmp_path: Path) -> None:
     store.write(1, state(1.0))
     store.forget(2, 2)
     assert other.read(1) is not None
-    assert rounds_kept(tmp_path) == [1]
+    assert rounds_kept(own_folder(tmp_path, 1)) == []
 
 
 @pytest.mark.parametrize("position", [0, 9, -1])
 def test_a_damaged_file_is_named(position: int, tmp_path: Path) -> None:
     store = store_in(tmp_path)
     store.write(1, state(1.0))
-    (path,) = tmp_path.iterdir()
+    (path,) = own_folder(tmp_path).iterdir()
     content = bytearray(path.read_bytes())
     content[position] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RecordError, match=r"partition-00000\.round-00001.*damaged"):
+    with pytest.raises(RecordError, match=r"partition-00000/round-00001.*damaged"):
         store.read(1)
 
 
 def test_a_file_in_anothers_place_is_refused(tmp_path: Path) -> None:
     store_in(tmp_path, 0).write(1, state(1.0))
-    (path,) = tmp_path.iterdir()
-    for name in ("partition-00001.round-00001", "partition-00000.round-00002"):
+    (path,) = own_folder(tmp_path).iterdir()
+    own_folder(tmp_path, 1).mkdir()
+    for name in ("partition-00001/round-00001", "partition-00000/round-00002"):
         shutil.copy(path, tmp_path / f"{name}.safetensors")
     with pytest.raises(RecordError, match="partition_id 0, not 1"):
         store_in(tmp_path, 1).read(1)
