@@ -36,6 +36,12 @@ NUM_COLOURS = 8
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 _LOG_FROM_RATIO = 20
 _LOG_EPSILON_FROM_RATIO = 3
+MOST_DOTS = 500
+"""Clients of a method, seeds together, beyond which a box takes the place of dots."""
+
+MOST_ROWS = 100
+"""Clients of a partition that are shown, the first ones."""
+
 _MOST_CELLS_WITH_TEXT = 400
 _MOST_CLASSES_WITH_TEXT = 12
 _MOST_NAMED_CLASSES = 20
@@ -411,7 +417,10 @@ def _band(
 
 
 def client_accuracy(methods: Sequence[Method]) -> Figure:
-    """One dot per client and seed at the final round; the worst of each seed ringed."""
+    """One dot per client and seed at the final round; the worst of each seed ringed.
+
+    Of a method with more than `MOST_DOTS` dots a box shows how they lie.
+    """
     traces: list[dict[str, Any]] = []
     annotations = []
     for index, method in enumerate(methods):
@@ -442,18 +451,21 @@ def client_accuracy(methods: Sequence[Method]) -> Figure:
         hover = "client %{customdata[0]}, seed %{customdata[1]}: %{x:.1f}%<extra></extra>"
         if not points:
             continue
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [p[0] for p in points],
-                "y": [row] * len(points),
-                "customdata": [list(p[1:]) for p in points],
-                "hovertemplate": hover,
-                "cliponaxis": False,
-                "marker": {"color": style.colour, "size": 10, "opacity": 0.55},
-            }
-        )
+        if len(points) > MOST_DOTS:
+            traces.append(_box([p[0] for p in points], row, style))
+        else:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "x": [p[0] for p in points],
+                    "y": [row] * len(points),
+                    "customdata": [list(p[1:]) for p in points],
+                    "hovertemplate": hover,
+                    "cliponaxis": False,
+                    "marker": {"color": style.colour, "size": 10, "opacity": 0.55},
+                }
+            )
         traces.append(
             {
                 "type": "scatter",
@@ -501,6 +513,24 @@ def client_accuracy(methods: Sequence[Method]) -> Figure:
     )
 
 
+def _box(values: Sequence[float], row: int, style: Style) -> dict[str, Any]:
+    """Median, quartiles, and whiskers from the 5th to the 95th percentile."""
+    low, first, median, third, high = np.percentile(values, (5, 25, 50, 75, 95)).tolist()
+    return {
+        "type": "box",
+        "orientation": "h",
+        "y": [row],
+        "lowerfence": [low],
+        "q1": [first],
+        "median": [median],
+        "q3": [third],
+        "upperfence": [high],
+        "width": 0.3,
+        "hoverinfo": "x",
+        "line": {"color": style.colour, "width": 2},
+    }
+
+
 def confusion(method: Method, class_names: Sequence[str]) -> Figure | None:
     """Confusion matrix at the final round, counts summed over seeds; None without evaluation.
 
@@ -539,8 +569,11 @@ def confusion(method: Method, class_names: Sequence[str]) -> Figure | None:
 
 
 def partition_counts(partition: Partition, class_names: Sequence[str]) -> Figure:
-    """Images of each class that each client holds, clients down, classes across."""
-    counts = partition.class_counts
+    """Images of each class that each client holds, clients down, classes across.
+
+    Of more than `MOST_ROWS` clients the first ones are shown.
+    """
+    counts = partition.class_counts[:MOST_ROWS]
     num_clients, num_classes = counts.shape
     with_text = counts.size <= _MOST_CELLS_WITH_TEXT and num_classes <= _MOST_CLASSES_WITH_TEXT
     text = [[str(n) if n else "" for n in row] for row in counts.tolist()]

@@ -15,6 +15,8 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -129,6 +131,8 @@ def render(comparison: Comparison) -> str:
             if (figure := figures.confusion(method, method.class_names))
         ],
         clients=figures.client_accuracy(methods),
+        boxed=any(_num_told(method) > figures.MOST_DOTS for method in methods),
+        most_dots=figures.MOST_DOTS,
         partitions=partitions[:_MOST_PARTITIONS],
         num_partitions=len(partitions),
         galleries=galleries(methods),
@@ -312,6 +316,30 @@ class _PartitionView:
     seeds: str
     dealing: str
     figure: figures.Figure
+
+    @property
+    def left_out(self) -> str:
+        """What the figure does not show, as a sentence; empty where it shows all."""
+        counts = self.partition.class_counts
+        if len(counts) <= figures.MOST_ROWS:
+            return ""
+        sizes, held = counts.sum(axis=1), (counts > 0).sum(axis=1)
+        return (
+            f"The first {figures.MOST_ROWS} of {len(counts):,} clients are shown; all of them hold "
+            f"{_range(sizes)} images of {_range(held)} classes, on average {sizes.mean():.4g} of "
+            f"{held.mean():.3g}."
+        )
+
+
+def _range(values: npt.NDArray[np.int64]) -> str:
+    least, most = int(values.min()), int(values.max())
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _num_told(method: Method) -> int:
+    """Clients whose accuracy at the final round is on record, all seeds together."""
+    finals = [run.final.client_accuracy or [] for run in method.runs if run.final]
+    return sum(accuracy is not None for told in finals for accuracy in told)
 
 
 def _partitions(runs: Sequence[LoadedRun]) -> list[_PartitionView]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from core.metrics import evaluation_of, expected_accuracy
+from core.metrics import evaluation_of, expected_accuracies, expected_accuracy
 
 LABELS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40)
 
@@ -36,3 +38,20 @@ def test_expected_accuracy_under_the_test_mix_is_the_accuracy() -> None:
     counts = confusion.sum(axis=1).tolist()
     assert expected_accuracy(record.per_class_accuracy, counts) == pytest.approx(record.accuracy)
     assert expected_accuracy(record.per_class_accuracy, [0, 0, 3]) == 0.5
+
+
+@given(
+    st.lists(st.none() | st.floats(0, 1), min_size=3, max_size=3),
+    st.lists(st.lists(st.integers(0, 500), min_size=3, max_size=3), min_size=1, max_size=6),
+)
+def test_expected_accuracies_are_means_weighted_by_each_clients_counts(
+    recalls: list[float | None], counts: list[list[int]]
+) -> None:
+    found = expected_accuracies(recalls, np.array(counts, np.int64))
+    assert found.shape == (len(counts),)
+    for ours, own in zip(found.tolist(), counts, strict=True):
+        known = [(Fraction(r), n) for r, n in zip(recalls, own, strict=True) if r is not None]
+        total = sum(n for _, n in known)
+        exact = sum(r * n for r, n in known) / total if total else 0
+        assert ours == pytest.approx(float(exact), rel=1e-12)
+        assert ours == expected_accuracy(recalls, own)

@@ -309,3 +309,32 @@ def test_ratios_far_apart_have_a_logarithmic_axis(make_run: MakeRun) -> None:
     ]
     signal = figures.signal_by_round(methods_of(paths))
     assert signal is not None and signal["layout"]["yaxis"]["type"] == "log"
+
+
+def test_beyond_a_number_of_clients_a_box_takes_the_place_of_dots(make_run: MakeRun) -> None:
+    many = figures.MOST_DOTS + 1
+    path = make_run(rounds=1)
+    (before, last) = (path / "rounds.jsonl").read_text().splitlines()
+    told = np.random.default_rng(0).uniform(0, 1, many).tolist()
+    record = json.loads(last) | {"client_accuracy": told, "worst_client_accuracy": min(told)}
+    (path / "rounds.jsonl").write_text(f"{before}\n{json.dumps(record)}\n")
+    figure = figures.client_accuracy(methods_of([path]))
+    go.Figure(figure)
+    box, ring = figure["data"]
+    assert box["type"] == "box" and len(json.dumps(figure)) < 5_000
+    ordered = sorted(100 * value for value in told)
+    for name, share in (("lowerfence", 0.05), ("q1", 0.25), ("median", 0.5), ("q3", 0.75)):
+        below = sum(value < box[name][0] for value in ordered)
+        assert below == pytest.approx(share * many, abs=1), name
+    assert ring["x"] == [ordered[0]]
+
+
+def test_of_many_clients_the_first_are_shown(make_run: MakeRun) -> None:
+    most = figures.MOST_ROWS
+    (method,) = methods_of([make_run("fedavg", rounds=1, clients=most + 20)])
+    run = method.runs[0]
+    assert run.partition is not None
+    figure = figures.partition_counts(run.partition, run.class_names)
+    np.testing.assert_array_equal(figure["data"][0]["z"], run.partition.class_counts[:most])
+    assert len(figure["data"][0]["customdata"]) == most
+    assert figure["layout"]["height"] < 1_000

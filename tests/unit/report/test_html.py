@@ -14,6 +14,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from core.errors import RecordError
+from report.figures import MOST_ROWS
 from report.html import write_report
 from report.loading import load_runs
 from report.methods import compare
@@ -496,3 +497,11 @@ def test_refused_epsilon_is_no_number_anywhere(make_run: MakeRun, tmp_path: Path
     ids = {attrs.get("id") for tag, attrs in page.tags if tag == "div"}
     assert not {"plot-epsilon-accuracy", "plot-epsilon-0", "plot-signal"} & ids
     assert page.prose.count("refused: seeded noise") >= 2
+
+
+def test_what_is_left_out_of_many_clients_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    few = write_report([make_run("fedavg", rounds=1)], tmp_path / "few.html").read_text()
+    many = make_run("fedavg", rounds=1, name="many", clients=MOST_ROWS + 20)
+    page = write_report([many], tmp_path / "many.html").read_text()
+    assert f"The first {MOST_ROWS} of {MOST_ROWS + 20} clients are shown" in page
+    assert f"The first {MOST_ROWS} of" not in few
