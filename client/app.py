@@ -17,7 +17,7 @@ from client.loaded_examples import LoadedExamples
 from client.private_update import PrivateUpdate, quiet_failures
 from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
-from core.device import resolve_device
+from core.device import numerics, resolve_device
 from core.errors import DataError
 from core.examples import Examples
 from core.parameters import ParameterVector
@@ -120,7 +120,8 @@ def _update(message: Message, resident: Resident, partition_id: int) -> Message:
         count_step=resident.count_step,
         mechanism=private.charge(resident.owner(partition_id)) if private else None,
     )
-    with seeded_globals(derive_seed(task.seed, "layers")):
+    precision = numerics(config.engine.precision, task.device)
+    with seeded_globals(derive_seed(task.seed, "layers")), precision:
         update = resident.strategy.client_update(task)
     if malicious:
         update = tamper(update, received.arrays, attack)

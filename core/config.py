@@ -281,6 +281,12 @@ class EngineConfig:
         "device of clients and server; auto takes cuda where there is one",
         ["auto", "cpu", "cuda"],
     )
+    precision: str = choice(
+        "float32",
+        "how products and convolutions of clients' and the server's training are computed; tf32 "
+        "is for GPUs, bf16 fast only where the hardware has it; evaluation is in float32",
+        ["float32", "tf32", "bf16"],
+    )
     round_timeout_s: float = number(
         0.0, "seconds to wait for a round's replies; 0 waits for all", least=0
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
 
 import torch
 
@@ -28,8 +27,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-Precision = Literal["float32", "tf32", "bf16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @contextmanager
@@ -43,18 +41,29 @@ def numerics(precision: str, device: torch.device) -> Iterator[None]:
         device: Where.
 
     Raises:
-        RunError: ``tf32`` on a device without it.
+        RunError: `check_precision` does.
+    """
+    check_precision(precision, device)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    half = precision == "bf16"
+    try:
+        # Cached casts of weights would outlive the steps taken within the block.
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse what `device` does not have.
+
+    Raises:
+        RunError: It is ``tf32``, on another device than a GPU.
     """
     if precision == "tf32" and device.type != "cuda":
         raise RunError(
             f"engine.precision=tf32, but the device is {device.type}: only NVIDIA GPUs have tf32; "
             "use float32 or bf16"
         )
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

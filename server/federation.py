@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from core.config import RunConfig
+from core.device import numerics
 from core.errors import DivergedError, RunError
 from core.metrics import expected_accuracies
 from core.parameters import ParameterVector
@@ -129,7 +130,8 @@ class Federation:
             self._progress.server_started()
             served = time.perf_counter()
             task = self._server_task(number)
-            with seeded_globals(derive_seed(task.seed, "layers")):
+            precision = numerics(config.engine.precision, task.device)
+            with seeded_globals(derive_seed(task.seed, "layers")), precision:
                 outcome = half.finish(now.state, accumulator, task)
             server_s = time.perf_counter() - served
             judged_from = time.perf_counter()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from core.config import RunConfig, Scalar
-from core.device import resolve_device
+from core.device import check_precision, resolve_device
 from core.errors import ConfigError
 from core.parameters import NamedTensors, trainable_names, weights_of
 from data.canaries import Canaries, deal_canaries
@@ -92,7 +92,7 @@ def prepare(config: RunConfig) -> Preparation:
     Raises:
         ConfigError: Model and data or model and method do not fit, or a sink is not installed.
         DataError: Data is missing or unfit, or no partition meets the configuration.
-        RunError: The device is not there.
+        RunError: The device is not there, or has not the precision.
     """
     return _prepare(tuple(sorted(config.flat().items())))
 
@@ -103,7 +103,9 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     if problems := missing_sinks(config):
         raise ConfigError(problems)
     torch.set_num_threads(config.engine.server_threads)
-    workload = open_workload(config, resolve_device(config.engine.device))
+    device = resolve_device(config.engine.device)
+    check_precision(config.engine.precision, device)
+    workload = open_workload(config, device)
     model = workload.build_model(model_seed(config))
     strategy = build_strategy(config)
     strategy.check_model(model)

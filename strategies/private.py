@@ -135,6 +135,12 @@ def private_problems(kind: type[Strategy], config: RunConfig) -> Iterable[Proble
             "nobody else may see; leave it out, or audit an example-level mechanism"
         )
         yield Problem("canaries.kind", config.canaries.kind, rule)
+    if config.engine.precision == "bf16" and privacy.is_example_level:
+        rule = (
+            "clips and noise of single examples are checked in float32 alone; leave it out, or use "
+            "tf32 on a GPU"
+        )
+        yield Problem("engine.precision", "bf16", rule)
     yield from _unread(config)
     if kind.client_half == "matching":
         yield from _of_matching(config)

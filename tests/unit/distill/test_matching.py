@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from core.device import numerics
 from core.parameters import ParameterVector
 from core.seeds import torch_generator
 from distill.augmentation import draw_augmentation
@@ -22,6 +23,7 @@ from distill.matching import (
     matching_gradient,
     matching_loss,
 )
+from models.convnet import ConvNet
 
 
 class SmoothNet(nn.Module):
@@ -298,6 +300,31 @@ def test_batches_do_not_depend_on_how_many_are_drawn_at_once(
     assert num_real == 5 * 4
     monkeypatch.setattr("distill.matching.DRAWN_AT_ONCE", 2)
     assert torch.equal(match_at_random_networks(config)[0], expected)
+
+
+def test_in_bf16_the_gradient_points_where_it_does_in_float32() -> None:
+    torch.manual_seed(0)
+    net = ConvNet((1, 8, 8), 3, width=16, depth=2)
+    classes = torch.arange(3)
+    real = torch.randn(60, 1, 8, 8) + torch.arange(60).remainder(3)[:, None, None, None]
+    real_averages = class_mean_matrix(torch.arange(60).remainder(3), classes)
+    synthetic, synthetic_averages = torch.randn(3, 1, 8, 8), class_mean_matrix(classes, classes)
+    found = []
+    for precision in ("float32", "bf16"):
+        with numerics(precision, torch.device("cpu")):
+            _, gradient = matching_gradient(
+                net,
+                real,
+                real_averages,
+                synthetic,
+                synthetic_averages,
+                logit_weight=1.0,
+                augment=draw_augmentation("off", torch_generator(0)),
+            )
+        assert gradient.dtype == torch.float32
+        found.append(gradient.flatten())
+    assert not torch.equal(found[0], found[1])
+    assert nn.functional.cosine_similarity(found[0], found[1], dim=0) > 0.99
 
 
 @settings(max_examples=20, deadline=None)
