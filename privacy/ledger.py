@@ -93,11 +93,6 @@ class Spent:
     note: str = ""
 
 
-def spent(charges: Sequence[Charge], delta: float, accountant: AccountantName) -> Spent:
-    """Compose charges of one client."""
-    return spent_each([charges], delta, accountant)[0]
-
-
 def spent_each(
     clients: Sequence[Sequence[Charge]], delta: float, accountant: AccountantName
 ) -> list[Spent]:

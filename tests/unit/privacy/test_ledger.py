@@ -18,7 +18,7 @@ from privacy.ledger import (
     owner_of,
     read_ledgers,
     refuse_other_deal,
-    spent,
+    spent_each,
 )
 
 OPEN = Budget(0.0, 1e-5, "rdp")
@@ -51,14 +51,14 @@ def test_charges_are_kept_in_order_over_rounds_and_runs(ledger: Ledger) -> None:
     kept = Ledger(ledger.folder, 3, "f" * 64).charges()
     assert [replace(charge, at="") for charge in kept] == charges
     assert all(charge.at for charge in kept)
-    assert spent(kept, 1e-5, "rdp").epsilon == pytest.approx(cost(*charges))
+    assert spent_each([kept], 1e-5, "rdp")[0].epsilon == pytest.approx(cost(*charges))
     assert cost(*charges) > cost(*charges[:2]) > cost(CHARGE)
 
 
 def test_a_repeated_round_is_charged_again(ledger: Ledger) -> None:
     ledger.charge(CHARGE, OPEN)
     ledger.charge(CHARGE, OPEN)
-    twice = spent(ledger.charges(), 1e-5, "rdp").epsilon
+    twice = spent_each([ledger.charges()], 1e-5, "rdp")[0].epsilon
     assert twice == pytest.approx(epsilon([Segment(2.0, 0.1, 40)], 1e-5, "rdp").value)
 
 
@@ -89,7 +89,7 @@ def test_unlike_units_do_not_add_up(ledger: Ledger) -> None:
 def test_seeded_noise_has_no_epsilon(ledger: Ledger) -> None:
     ledger.charge(CHARGE, OPEN)
     ledger.charge(replace(CHARGE, round=2, system_noise=False), OPEN)
-    found = spent(ledger.charges(), 1e-5, "rdp")
+    found = spent_each([ledger.charges()], 1e-5, "rdp")[0]
     assert found.epsilon is None and found.note == SEEDED == "refused: seeded noise"
 
 

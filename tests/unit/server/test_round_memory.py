@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import engine.simulation
 import server.federation
 import server.replies
+import strategies.flower
 from core.records import RunFolder
 from engine.client_call import Outcome
 from engine.serial_workers import SerialWorkers
@@ -83,7 +84,7 @@ class Observed:
                 self._queue.extend(items)
                 return outcome
 
-        decode, record = server.federation.from_flower, Recorder.round
+        decode, record = strategies.flower.from_flower, Recorder.round
 
         def from_flower(*arguments: Any) -> Any:
             decoded = decode(*arguments)
