@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import time
 import traceback
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from core.errors import RunError
@@ -70,9 +70,7 @@ def call_client(app: ClientApp, message: Message, context: Context) -> Outcome:
 
 def copy_arrays(record: ArrayRecord) -> ArrayRecord:
     """A copy of `record` with Arrays of its own over the same, immutable, bytes."""
-    return ArrayRecord(
-        {name: Array(a.dtype, a.shape, a.stype, a.data) for name, a in record.items()}
-    )
+    return ArrayRecord({name: copy(array) for name, array in record.items()})
 
 
 def by_value(content: RecordDict) -> RecordDict:

@@ -105,6 +105,8 @@ class Recorder:
         self._preparation = preparation
         self.transcript = _transcript(folder, preparation)
         self._data_sha256 = preparation.workload.dataset.sha256()
+        self._identity = preparation.config.identity()
+        self._command = reproducing_command(preparation.config)
         self._started, self._resumptions = _now(), list[dict[str, Any]]()
         self._retained: list[Mapping[int, int]] = []
         self._counted: set[tuple[int, int]] = set()
@@ -279,10 +281,6 @@ class Recorder:
             if before.get(key) != now.get(key)
         }
 
-    @property
-    def _identity(self) -> str:
-        return self._preparation.config.identity()
-
     def oldest_acknowledged(self, partition_id: int) -> int:
         """The last round of this client that counted, as the oldest checkpoint has it."""
         return self._retained[0].get(partition_id, 0) if self._retained else 0
@@ -353,7 +351,7 @@ class Recorder:
             "name": self.folder.path.name,
             "status": status,
             "failure": failure,
-            "command": reproducing_command(self._preparation.config),
+            "command": self._command,
             "identity": self._identity,
             "data_sha256": self._data_sha256,
             "class_names": list(self._preparation.workload.dataset.class_names),

@@ -90,12 +90,12 @@ class WeightedSum:
         """
         after = {}
         for name, old in weights.items():
-            if steps is not None and name in steps:
-                value = old.to(torch.float64) + steps[name]
-            else:
-                value = self.mean(name)
-            rounded = value if old.is_floating_point() else value.round()
-            after[name] = rounded.to(old.dtype)
+            after[name] = new = torch.empty_like(old, memory_format=torch.contiguous_format)
+            step = None if steps is None else steps.get(name)
+            sources = (self.arrays[name],) if step is None else (old, step)
+            for into, *parts in zip(*(_blocks(t) for t in (new, *sources)), strict=True):
+                value = parts[0] / self.weight if step is None else parts[0].double() + parts[1]
+                into.copy_(value if old.is_floating_point() else value.round())
         return after
 
 
@@ -110,6 +110,11 @@ def _add_scaled(total: torch.Tensor, array: Array, weight: int) -> None:
         part = values[start : start + _BLOCK]
         np.copyto(block[: len(part)].numpy(), part)
         total[start : start + _BLOCK].add_(block[: len(part)], alpha=weight)
+
+
+def _blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    blocks: tuple[torch.Tensor, ...] = tensor.reshape(-1).split(_BLOCK)
+    return blocks
 
 
 def received_weights(task: ClientTask) -> dict[str, torch.Tensor]:
