@@ -6,29 +6,35 @@ import argparse
 import importlib
 import sys
 
-MODULES = {
-    "matching": "benchmarks.matching",
-    "speed": "benchmarks.speed",
-    "scale": "benchmarks.scale",
+COMMANDS = {
+    "matching": "distribution matching against the limit of the machine",
+    "speed": "the simulation engine against its peers",
+    "scale": "memory and time against the number of clients",
 }
-"""Each has ``add_arguments(parser)`` and ``run(arguments) -> int``, the exit code."""
+"""Each is a module here with ``add_arguments(parser)`` and ``run(arguments)``, the exit code.
+
+Only the module of the command that is asked for is imported.
+"""
 
 
 def main() -> int:
     """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in MODULES.items():
-        loaded = importlib.import_module(module)
+    asked = next((word for word in sys.argv[1:] if word in COMMANDS), None)
+    module = importlib.import_module(f"benchmarks.{asked}") if asked else None
+    for name, summary in COMMANDS.items():
         command = commands.add_parser(
             name,
-            description=loaded.__doc__,
-            help=(loaded.__doc__ or "").partition("\n")[0],
+            description=module.__doc__ if module and name == asked else None,
+            help=summary,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        loaded.add_arguments(command)
+        if module and name == asked:
+            module.add_arguments(command)
     arguments = parser.parse_args()
-    code: int = importlib.import_module(MODULES[arguments.command]).run(arguments)
+    assert module is not None, "argparse ends the process where no command is named"
+    code: int = module.run(arguments)
     return code
 
 

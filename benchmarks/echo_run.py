@@ -1,0 +1,32 @@
+"""``python -m benchmarks.echo_run KEY=VALUE...``: Tessera's run with the clients of an app here."""
+
+from __future__ import annotations
+
+import sys
+
+from core.config import parse_assignments
+from engine.simulation import simulate
+from server.app import make_server_app
+from server.preparation import prepare
+from server.progress import PlainProgress
+from strategies.table import parse_config
+
+CLIENT_APPS = {"fedavg": "benchmarks.echo:app", "scaffold": "benchmarks.echo_state:app"}
+"""By strategy."""
+
+
+def main() -> None:
+    """Do what ``tessera run`` does, but for the ClientApp."""
+    config = parse_config(parse_assignments(sys.argv[1:]))
+    preparation = prepare(config)
+    simulate(
+        make_server_app(PlainProgress()),
+        CLIENT_APPS[config.strategy],
+        run_config=config.flat(),
+        num_partitions=len(preparation.hand_out_order()),
+        config=config.engine,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Where the time of one of Tessera's rounds goes: each piece on its own, with the real objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from benchmarks.contenders import IN_PROCESS, RAY
+from benchmarks.peers.given import Given, train_one_epoch
+from benchmarks.work import Work, WorkSize, make_work
+from core.parameters import ParameterVector, sgd_step_, weights_of
+from core.records import ClientRecord, RoundRecord, RunFolder
+from core.wire import Record
+from engine.simulation import simulate
+from server.checkpoint import Checkpoint
+from server.prediction import reply_spec
+from server.preparation import Preparation, forget_preparation, prepare
+from strategies.base import Reply, ServerTask, arrays_of
+from strategies.flower import from_flower, serialise, to_flower
+from strategies.local_sgd import train_locally
+from strategies.table import parse_config
+from workloads.vision import forget_data
+
+REPEATS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One step of a round.
+
+    Attributes:
+        place: Which process does it.
+        name: What is done.
+        wall_ms: Median of its wall time.
+        cpu_ms: Median of its CPU time in this process.
+        times: How often a round does it.
+    """
+
+    place: str
+    name: str
+    wall_ms: float
+    cpu_ms: float
+    times: int
+
+
+def profile(folder: Path, size: WorkSize | None = None) -> str:
+    """Measure all pieces on one thread and return them as a table.
+
+    Args:
+        folder: For the work and what the pieces write.
+        size: How much there is to do; None takes that of the comparison.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        work = make_work(folder / "work", size or WorkSize(rounds=2))
+        pieces = [*_pieces(work, folder), *_transport(work)]
+    finally:
+        torch.set_num_threads(threads)
+        forget_preparation()
+        forget_data()
+    return to_markdown(pieces)
+
+
+def to_markdown(pieces: Sequence[Piece]) -> str:
+    """The pieces as a table."""
+    heads = ("where", "piece", "ms", "CPU ms", "times a round", "CPU ms a round")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines += [
+        f"| {p.place} | {p.name} | {p.wall_ms:.2f} | {p.cpu_ms:.2f} | {p.times} "
+        f"| {p.cpu_ms * p.times:.1f} |"
+        for p in pieces
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def timed(place: str, name: str, times: int, step: Callable[[], object]) -> Piece:
+    """Take the median over `REPEATS` calls of `step`, after one that is not counted."""
+    step()
+    walls, cpus = [], []
+    for _ in range(REPEATS):
+        wall, cpu = time.perf_counter(), time.process_time()
+        step()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return Piece(place, name, 1e3 * median(walls), 1e3 * median(cpus), times)
+
+
+def _pieces(work: Work, folder: Path) -> list[Piece]:
+    preparation = _prepared(work, IN_PROCESS)
+    config, strategy = preparation.config, preparation.strategy
+    workload, state = preparation.workload, preparation.initial_state()
+    parameters = ParameterVector(preparation.model)
+    indices = torch.from_numpy(preparation.partition.clients[0])
+    examples = workload.examples(indices)
+    broadcast = strategy.broadcast(state)
+    content = to_flower(Record(broadcast, settings={"round": 1}))
+    received = from_flower(content)
+
+    def load() -> None:
+        parameters.load({k: torch.from_numpy(v) for k, v in received.arrays.items()})
+
+    def train() -> None:
+        train_locally(parameters, examples, workload, config.train, seed=0)
+
+    model = preparation.model
+    batch = slice(0, config.train.batch_size)
+
+    def forward() -> torch.Tensor:
+        return workload.loss(model, examples.inputs[batch], examples.labels[batch]).mean()
+
+    def step() -> None:
+        parameters.zero_gradient()
+        sgd_step_(parameters.values, parameters.gradient, None, learning_rate=1e-6)
+
+    given = Given.read(work.folder)
+    plain = given.initial_model()
+    client = given.cohorts[0][0]
+    num_clients = work.size.cohort_size
+    num_steps = strategy.client_steps(preparation.client_shapes()[0])
+    num_full = len(examples) // config.train.batch_size
+    sent = Record(
+        arrays_of(weights_of(model)),
+        {"num_examples": len(examples), "train_loss": 1.0, "train_s": 0.1},
+        {"round": 1},
+    )
+    reply_content = to_flower(sent)
+    form = reply_spec(strategy, preparation.client_shapes()[0], 1)
+    reply = Reply(0, from_flower(reply_content, form))
+    accumulator = strategy.add(strategy.begin(state), reply)
+    task = ServerTask(
+        round=1,
+        seed=0,
+        parameters=parameters,
+        workload=workload,
+        device=workload.device,
+        count_step=lambda: None,
+    )
+    run_folder = RunFolder(folder / "run")
+    run_folder.path.mkdir(parents=True, exist_ok=True)
+    record = _record(num_clients, form.num_bytes())
+    checkpoint = Checkpoint(1, state, {}, 0)
+    return [
+        timed("client", "decode the weights", num_clients, lambda: from_flower(content)),
+        timed("client", "copy and load the weights", num_clients, load),
+        timed("client", "local epoch, whole", num_clients, train),
+        timed("client", "- forward of a full batch", num_clients * num_full, forward),
+        timed(
+            "client",
+            "- forward and backward of a full batch",
+            num_clients * num_full,
+            lambda: forward().backward(),  # type: ignore[no-untyped-call]
+        ),
+        timed("client", "- zero the gradient, step", num_clients * num_steps, step),
+        timed(
+            "hand loop",
+            "local epoch, whole (torch.optim)",
+            num_clients,
+            lambda: train_one_epoch(plain, given, 1, client),
+        ),
+        timed("client", "copy the weights out", num_clients, lambda: weights_of(model)),
+        timed("client", "encode the reply", num_clients, lambda: to_flower(sent)),
+        timed("server", "encode the broadcast", 1, lambda: serialise(Record(broadcast))),
+        timed("server", "decode a reply", num_clients, lambda: from_flower(reply_content, form)),
+        timed(
+            "server", "check a reply's values", num_clients, lambda: form.violations(reply.record)
+        ),
+        timed("server", "add a reply", num_clients, lambda: strategy.add(accumulator, reply)),
+        timed("server", "finish", 1, lambda: strategy.finish(state, accumulator, task)),
+        timed("server", "append the record", 1, lambda: run_folder.append_round(record)),
+        timed(
+            "server",
+            "write a checkpoint (not in the comparison's rounds)",
+            1,
+            lambda: checkpoint.write(run_folder.checkpoint(1), config.identity()),
+        ),
+    ]
+
+
+def _transport(work: Work) -> list[Piece]:
+    """One message to a client that returns at once, and its reply, through each engine."""
+    pieces: list[Piece] = []
+    for name, keys in (("in-process", IN_PROCESS), ("ray", {**RAY, "engine.workers": 1})):
+        preparation = _prepared(work, keys)
+        arrays = serialise(Record(preparation.strategy.broadcast(preparation.initial_state())))
+        server_app = ServerApp()
+
+        @server_app.main()
+        def measure(
+            grid: Grid, context: Context, name: str = name, arrays: object = arrays
+        ) -> None:
+            def exchange() -> None:
+                content = to_flower(Record(settings={"round": 1}), arrays)  # type: ignore[arg-type]
+                node = next(iter(grid.get_node_ids()))
+                list(grid.send_and_receive([Message(content, node, "train")]))
+
+            what = f"message to a client and back, {name}"
+            pieces.append(timed("server", what, work.size.cohort_size, exchange))
+
+        simulate(
+            server_app,
+            "benchmarks.echo:app",
+            run_config=preparation.config.flat(),
+            num_partitions=work.size.num_clients,
+            config=preparation.config.engine,
+        )
+    return pieces
+
+
+def _prepared(work: Work, keys: Mapping[str, object]) -> Preparation:
+    return prepare(parse_config({**work.settings(), **keys}))
+
+
+def _record(num_clients: int, num_bytes: int) -> RoundRecord:
+    one = ClientRecord(
+        partition_id=0,
+        bytes_down=num_bytes,
+        bytes_up=num_bytes,
+        metrics={"num_examples": 100.0, "train_loss": 1.0},
+    )
+    return RoundRecord(
+        round=1,
+        validation=None,
+        test=None,
+        client_accuracy=None,
+        worst_client_accuracy=None,
+        bytes_down=num_clients * num_bytes,
+        bytes_up=num_clients * num_bytes,
+        clients=[dataclasses.replace(one, partition_id=k) for k in range(num_clients)],
+        server={},
+        seconds={"wall": 1.0, "elapsed": 1.0},
+    )

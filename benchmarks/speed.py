@@ -1,0 +1,279 @@
+"""Speed of the simulation engine against its peers, on the same work, taking turns.
+
+The work: FedAvg, 100 clients of 100 CIFAR-shaped images, 10 clients a round, a network of 2,156,490
+parameters, one local epoch in batches of 32, two workers of one thread each, no evaluation (but for
+ten images before the first and after the last round of Tessera's). All contenders start from the
+same weights and train the same clients on the same batches; what their models come to on all
+training images must agree within 0.1%, or the exit code is 4.
+
+  (nothing)    Tessera on Ray and in one process, stock Flower, pfl and a loop written by hand
+  --overhead   clients that return at once: what a round costs besides training
+  --stateful   SCAFFOLD's clients, which keep state, against FedAvg's
+  --profile    where the time of one round of Tessera goes, piece by piece
+
+Results lie under .runs/speed. What was measured is kept, so that the same command goes on where it
+was cut off; a change of the source or of the work starts anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison import Row, compare, to_markdown
+from benchmarks.contenders import (
+    IN_PROCESS,
+    RAY,
+    ROOT,
+    Contender,
+    flower,
+    hand_loop,
+    pfl,
+    tessera,
+)
+from benchmarks.machine import describe
+from benchmarks.round_profile import profile
+from benchmarks.watch import Watched
+from benchmarks.work import Work, WorkSize, make_work
+from core.errors import RunError, TesseraError
+
+TOLERANCE = 1e-3
+"""Largest relative difference of a contender's loss from the reference's."""
+
+LEAST_PROGRESS = 0.05
+"""Share of the initial loss that must be gone, or equal losses would prove nothing."""
+
+REFERENCE = "tessera-ray"
+PACKAGES = (
+    "benchmarks", "cli", "client", "core", "data", "engine", "experiments", "models", "privacy",
+    "server", "strategies", "workloads",
+)  # fmt: skip
+"""Packages whose source a result depends on."""
+
+ROUNDS = {"training": 6, "overhead": 20, "stateful": 6}
+"""Rounds of a run, unless told otherwise."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    what = parser.add_mutually_exclusive_group()
+    for name in ("overhead", "stateful", "profile"):
+        what.add_argument(f"--{name}", dest="mode", action="store_const", const=name)
+    parser.set_defaults(mode="training")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of a run, at least 2")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="R", help="turns of each contender (default 3)"
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="leave out a contender, such as pfl",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / ".runs" / "speed",
+        help="folder of work, environments and results (default .runs/speed)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the table and write ``results.json``; returns the exit code."""
+    folder: Path = arguments.folder.resolve()
+    if arguments.mode == "profile":
+        print(profile(folder / "profile"), end="")
+        return 0
+    rounds = ROUNDS[arguments.mode] if arguments.rounds is None else arguments.rounds
+    makers = _makers(arguments.mode, folder)
+    if refused := _refused(rounds, arguments.repeats, arguments.without, makers):
+        print(f"python -m benchmarks speed: {refused}", file=sys.stderr)
+        return 2
+    for name in arguments.without:
+        del makers[name]
+    try:
+        work = make_work(folder / "work" / arguments.mode, WorkSize(rounds=rounds))
+        contenders = [make() for make in makers.values()]
+        runs, losses = measure(contenders, work, folder, arguments.mode, arguments.repeats)
+        rows = compare(runs, contenders[0].name)
+        print(to_markdown(rows, contenders[0].name))
+        losses["initial"] = work.training_loss(work.initial_weights)
+        if arguments.mode == "training":
+            check_losses(losses, contenders[0].name)
+        print(f"loss on all training images: {_told(losses)}")
+        _write(folder, arguments.mode, work, rows, losses)
+    except TesseraError as error:
+        print(f"python -m benchmarks speed: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _makers(mode: str, folder: Path) -> dict[str, Callable[[], Contender]]:
+    """Contenders by name, in the order of their turns; the first is the reference."""
+    environment = folder / "pfl-venv"
+    if mode == "training":
+        return {
+            REFERENCE: lambda: tessera(REFERENCE, RAY),
+            "flower": flower,
+            "pfl": lambda: pfl(environment),
+            "tessera-in-process": lambda: tessera("tessera-in-process", IN_PROCESS),
+            "hand-loop": hand_loop,
+        }
+    if mode == "overhead":
+        return {
+            REFERENCE: lambda: tessera(REFERENCE, RAY, echo=True),
+            "flower": lambda: flower(echo=True),
+            "pfl": lambda: pfl(environment, echo=True),
+            "tessera-in-process": lambda: tessera("tessera-in-process", IN_PROCESS, echo=True),
+        }
+    return {
+        name: lambda name=name, keys=keys: tessera(name, keys)  # type: ignore[misc]
+        for name, keys in {
+            "fedavg-ray": RAY,
+            "scaffold-ray": {**RAY, "strategy": "scaffold"},
+            "fedavg-in-process": IN_PROCESS,
+            "scaffold-in-process": {**IN_PROCESS, "strategy": "scaffold"},
+        }.items()
+    }
+
+
+def _refused(
+    rounds: int, repeats: int, without: Sequence[str], makers: Mapping[str, object]
+) -> str | None:
+    """Why these arguments are refused; None if they are not."""
+    reference, *others = makers
+    if rounds < 2:
+        return f"--rounds={rounds}: must be at least 2, for rounds after the first are compared"
+    if repeats < 1:
+        return f"--repeats={repeats}: must be at least 1"
+    for name in without:
+        if name not in others:
+            return f"--without={name}: must be one of {', '.join(others)}; {reference} stays"
+    if len(set(without)) < len(without):
+        return f"--without={' '.join(without)}: names a contender twice"
+    return None
+
+
+def measure(
+    contenders: Sequence[Contender], work: Work, folder: Path, mode: str, repeats: int
+) -> tuple[dict[str, list[Watched]], dict[str, float]]:
+    """Let contenders take turns; what ``measurements.jsonl`` holds already is not run again.
+
+    Returns:
+        By contender its runs in the order of turns, and the loss of its last model, the worst over
+        turns.
+
+    Raises:
+        RunError: A contender failed.
+    """
+    identity = {
+        "mode": mode,
+        "work": work.sha256,
+        "source": source_sha256(),
+        "cpu": describe()["cpu"],
+    }
+    path = folder / "measurements.jsonl"
+    done = _measured(path, identity)
+    runs: dict[str, list[Watched]] = {one.name: [] for one in contenders}
+    losses: dict[str, float] = {}
+    for turn in range(1, repeats + 1):
+        for contender in contenders:
+            key = (turn, contender.name)
+            if key not in done:
+                print(f"turn {turn}/{repeats}: {contender.name}", end=" ", flush=True)
+                watched, weights = contender.run(work, folder / "contenders" / contender.name)
+                loss = work.training_loss(weights)
+                line = {
+                    **identity,
+                    "turn": turn,
+                    "contender": contender.name,
+                    "loss": loss,
+                    **dataclasses.asdict(watched),
+                }
+                with path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                done[key] = watched, loss
+                print(f"{sum(watched.round_s) / len(watched.round_s):.2f} s/round", flush=True)
+            watched, loss = done[key]
+            runs[contender.name].append(watched)
+            losses[contender.name] = max(loss, losses.get(contender.name, -math.inf))
+    return runs, losses
+
+
+def _measured(
+    path: Path, identity: Mapping[str, object]
+) -> dict[tuple[int, str], tuple[Watched, float]]:
+    """Runs on file that are of this identity; a line cut off by a kill is left out."""
+    found = {}
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    for line in map(json.loads, lines):
+        if all(line[name] == value for name, value in identity.items()):
+            fields = {f.name: line[f.name] for f in dataclasses.fields(Watched)}
+            found[line["turn"], line["contender"]] = Watched(**fields), line["loss"]
+    return found
+
+
+def check_losses(losses: Mapping[str, float], reference: str) -> None:
+    """Refuse a comparison of contenders that did not do the same.
+
+    Args:
+        losses: By contender; under ``initial`` that of the initial weights.
+        reference: The contender that others must agree with.
+
+    Raises:
+        RunError: A loss departs by more than `TOLERANCE`, or nobody learned anything.
+    """
+    wanted, initial = losses[reference], losses["initial"]
+    apart = [
+        f"{name} {loss:.6g}"
+        for name, loss in losses.items()
+        if name != "initial" and not abs(loss - wanted) <= TOLERANCE * wanted
+    ]
+    if apart:
+        raise RunError(
+            f"contenders did not do the same work: the loss of {reference} is {wanted:.6g}, and "
+            f"others' depart by more than {TOLERANCE:.1%}: {', '.join(apart)}; the times cannot be "
+            "compared"
+        )
+    if not wanted <= (1 - LEAST_PROGRESS) * initial:
+        raise RunError(
+            f"the loss went from {initial:.6g} to {wanted:.6g}, which is too little to tell "
+            "whether contenders did the same work; raise --rounds"
+        )
+
+
+def source_sha256() -> str:
+    """Digest of the source that results depend on."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)}".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _write(
+    folder: Path, mode: str, work: Work, rows: Sequence[Row], losses: Mapping[str, float]
+) -> None:
+    """Put the table of this mode into ``results.json``, beside those of others."""
+    path = folder / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    results[mode] = {
+        "machine": describe(),
+        "work": dataclasses.asdict(work.size),
+        "contenders": [dataclasses.asdict(row) for row in rows],
+        "losses": dict(losses),
+        "tolerance": TOLERANCE,
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _told(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {loss:.6f}" for name, loss in losses.items())
