@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from benchmarks.contenders import IN_PROCESS, RAY
@@ -157,7 +157,7 @@ def _pieces(work: Work, folder: Path) -> list[Piece]:
             "client",
             "- forward and backward of a full batch",
             num_clients * num_full,
-            lambda: forward().backward(),  # type: ignore[no-untyped-call]
+            lambda: forward().backward(),
         ),
         timed("client", "- zero the gradient, step", num_clients * num_steps, step),
         timed(
@@ -195,10 +195,10 @@ def _transport(work: Work) -> list[Piece]:
 
         @server_app.main()
         def measure(
-            grid: Grid, context: Context, name: str = name, arrays: object = arrays
+            grid: Grid, context: Context, name: str = name, arrays: ArrayRecord = arrays
         ) -> None:
             def exchange() -> None:
-                content = to_flower(Record(settings={"round": 1}), arrays)  # type: ignore[arg-type]
+                content = to_flower(Record(settings={"round": 1}), arrays)
                 node = next(iter(grid.get_node_ids()))
                 list(grid.send_and_receive([Message(content, node, "train")]))
 

@@ -24,6 +24,8 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ from benchmarks.machine import describe
 from benchmarks.round_profile import profile
 from benchmarks.watch import Watched
 from benchmarks.work import Work, WorkSize, make_work
-from core.errors import RunError, TesseraError
+from core.errors import ConfigError, RunError, TesseraError
+from core.records import write_whole
 
 TOLERANCE = 1e-3
 """Largest relative difference of a contender's loss from the reference's."""
@@ -50,15 +53,33 @@ TOLERANCE = 1e-3
 LEAST_PROGRESS = 0.05
 """Share of the initial loss that must be gone, or equal losses would prove nothing."""
 
-REFERENCE = "tessera-ray"
+INITIAL = "initial"
+"""Stands among contenders for the initial weights."""
+
+ECHO_STRATEGIES = Path(__file__).with_name("echo_strategies.py")
 PACKAGES = (
     "benchmarks", "cli", "client", "core", "data", "engine", "experiments", "models", "privacy",
     "server", "strategies", "workloads",
 )  # fmt: skip
 """Packages whose source a result depends on."""
 
-ROUNDS = {"training": 6, "overhead": 20, "stateful": 6}
-"""Rounds of a run, unless told otherwise."""
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Contenders that take turns at one work.
+
+    Attributes:
+        name: Of its results and measurements.
+        rounds: Rounds of a run, unless told otherwise.
+        makers: Contenders by name, in the order of their turns; the first is the reference.
+        check: Refuses losses that show that contenders did not do the same, given the losses and
+            the reference's name.
+    """
+
+    name: str
+    rounds: int
+    makers: Mapping[str, Callable[[], Contender]]
+    check: Callable[[Mapping[str, float], str], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,78 +108,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print the table and write ``results.json``; returns the exit code."""
+    """Measure, print tables and write ``results.json``; returns the exit code."""
     folder: Path = arguments.folder.resolve()
-    if arguments.mode == "profile":
-        print(profile(folder / "profile"), end="")
-        return 0
-    rounds = ROUNDS[arguments.mode] if arguments.rounds is None else arguments.rounds
-    makers = _makers(arguments.mode, folder)
-    if refused := _refused(rounds, arguments.repeats, arguments.without, makers):
+    if refused := _refused(arguments, folder):
         print(f"python -m benchmarks speed: {refused}", file=sys.stderr)
-        return 2
-    for name in arguments.without:
-        del makers[name]
+        return ConfigError.exit_code
     try:
-        work = make_work(folder / "work" / arguments.mode, WorkSize(rounds=rounds))
-        contenders = [make() for make in makers.values()]
-        runs, losses = measure(contenders, work, folder, arguments.mode, arguments.repeats)
-        rows = compare(runs, contenders[0].name)
-        print(to_markdown(rows, contenders[0].name))
-        losses["initial"] = work.training_loss(work.initial_weights)
-        if arguments.mode == "training":
-            check_losses(losses, contenders[0].name)
-        print(f"loss on all training images: {_told(losses)}")
-        _write(folder, arguments.mode, work, rows, losses)
+        if arguments.mode == "profile":
+            print(profile(folder / "profile"), end="")
+            return 0
+        for comparison in comparisons(arguments.mode, folder):
+            rounds = arguments.rounds or comparison.rounds
+            _run(comparison, folder, rounds, arguments.repeats, arguments.without)
     except TesseraError as error:
         print(f"python -m benchmarks speed: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _makers(mode: str, folder: Path) -> dict[str, Callable[[], Contender]]:
-    """Contenders by name, in the order of their turns; the first is the reference."""
+def _run(
+    comparison: Comparison, folder: Path, rounds: int, repeats: int, without: Sequence[str]
+) -> None:
+    work = make_work(folder / "work" / comparison.name, WorkSize(rounds=rounds))
+    contenders = [make() for name, make in comparison.makers.items() if name not in without]
+    reference = contenders[0].name
+    runs, losses = measure(contenders, work, folder, comparison.name, repeats)
+    rows = compare(runs, reference)
+    print(f"\n{comparison.name}\n\n{to_markdown(rows, reference)}")
+    losses[INITIAL] = work.training_loss(work.initial_weights)
+    print("loss on all training images:", ", ".join(f"{n} {x:.6f}" for n, x in losses.items()))
+    comparison.check(losses, reference)
+    _write(folder, comparison.name, work, rows, losses)
+
+
+def comparisons(mode: str, folder: Path) -> list[Comparison]:
+    """What one way to call the command compares."""
     environment = folder / "pfl-venv"
     if mode == "training":
-        return {
-            REFERENCE: lambda: tessera(REFERENCE, RAY),
+        makers: dict[str, Callable[[], Contender]] = {
+            "tessera-ray": lambda: tessera("tessera-ray", RAY),
             "flower": flower,
             "pfl": lambda: pfl(environment),
             "tessera-in-process": lambda: tessera("tessera-in-process", IN_PROCESS),
             "hand-loop": hand_loop,
         }
+        return [Comparison("training", 6, makers, check_losses)]
     if mode == "overhead":
-        return {
-            REFERENCE: lambda: tessera(REFERENCE, RAY, echo=True),
+        makers = {
+            "tessera-ray": lambda: tessera("tessera-ray", RAY, echo=True),
             "flower": lambda: flower(echo=True),
             "pfl": lambda: pfl(environment, echo=True),
             "tessera-in-process": lambda: tessera("tessera-in-process", IN_PROCESS, echo=True),
         }
-    return {
-        name: lambda name=name, keys=keys: tessera(name, keys)  # type: ignore[misc]
-        for name, keys in {
-            "fedavg-ray": RAY,
-            "scaffold-ray": {**RAY, "strategy": "scaffold"},
-            "fedavg-in-process": IN_PROCESS,
-            "scaffold-in-process": {**IN_PROCESS, "strategy": "scaffold"},
-        }.items()
+        return [Comparison("overhead", 20, makers, check_untouched)]
+    stateful = [
+        ("stateful", 6, "fedavg", "scaffold", lambda losses, reference: None),
+        (
+            "stateful-overhead",
+            20,
+            f"{ECHO_STRATEGIES}:EchoFedAvg",
+            f"{ECHO_STRATEGIES}:EchoScaffold",
+            check_untouched,
+        ),
+    ]
+    return [
+        Comparison(name, rounds, _with_and_without_state(without, with_state), check)
+        for name, rounds, without, with_state, check in stateful
+    ]
+
+
+def _with_and_without_state(without: str, with_state: str) -> dict[str, Callable[[], Contender]]:
+    """The two strategies on each engine."""
+    keys = {
+        "stateless-ray": {**RAY, "strategy": without},
+        "stateful-ray": {**RAY, "strategy": with_state},
+        "stateless-in-process": {**IN_PROCESS, "strategy": without},
+        "stateful-in-process": {**IN_PROCESS, "strategy": with_state},
     }
+    return {name: partial(tessera, name, own) for name, own in keys.items()}
 
 
-def _refused(
-    rounds: int, repeats: int, without: Sequence[str], makers: Mapping[str, object]
-) -> str | None:
+def _refused(arguments: argparse.Namespace, folder: Path) -> str | None:
     """Why these arguments are refused; None if they are not."""
-    reference, *others = makers
-    if rounds < 2:
+    rounds, repeats, without = arguments.rounds, arguments.repeats, arguments.without
+    if rounds is not None and rounds < 2:
         return f"--rounds={rounds}: must be at least 2, for rounds after the first are compared"
     if repeats < 1:
         return f"--repeats={repeats}: must be at least 1"
+    if arguments.mode == "profile":
+        given = [f"--{k}" for k in ("rounds", "without") if getattr(arguments, k)]
+        return f"{given[0]}: a profile has no contenders; leave it out" if given else None
+    reference, *others = comparisons(arguments.mode, folder)[0].makers
     for name in without:
         if name not in others:
             return f"--without={name}: must be one of {', '.join(others)}; {reference} stays"
-    if len(set(without)) < len(without):
-        return f"--without={' '.join(without)}: names a contender twice"
     return None
 
 
@@ -198,8 +241,7 @@ def measure(
                     "loss": loss,
                     **dataclasses.asdict(watched),
                 }
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                _append(path, line)
                 done[key] = watched, loss
                 print(f"{sum(watched.round_s) / len(watched.round_s):.2f} s/round", flush=True)
             watched, loss = done[key]
@@ -211,31 +253,39 @@ def measure(
 def _measured(
     path: Path, identity: Mapping[str, object]
 ) -> dict[tuple[int, str], tuple[Watched, float]]:
-    """Runs on file that are of this identity; a line cut off by a kill is left out."""
+    """Runs on file that are of this identity."""
     found = {}
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-    for line in map(json.loads, lines):
+    for line in map(json.loads, _lines(path)):
         if all(line[name] == value for name, value in identity.items()):
             fields = {f.name: line[f.name] for f in dataclasses.fields(Watched)}
             found[line["turn"], line["contender"]] = Watched(**fields), line["loss"]
     return found
 
 
+def _lines(path: Path) -> list[str]:
+    """Whole lines; one that a kill cut off is left out."""
+    return path.read_text().split("\n")[:-1] if path.is_file() else []
+
+
+def _append(path: Path, line: Mapping[str, object]) -> None:
+    write_whole(path, "".join(f"{one}\n" for one in [*_lines(path), json.dumps(line)]).encode())
+
+
 def check_losses(losses: Mapping[str, float], reference: str) -> None:
     """Refuse a comparison of contenders that did not do the same.
 
     Args:
-        losses: By contender; under ``initial`` that of the initial weights.
+        losses: By contender; under `INITIAL` that of the initial weights.
         reference: The contender that others must agree with.
 
     Raises:
         RunError: A loss departs by more than `TOLERANCE`, or nobody learned anything.
     """
-    wanted, initial = losses[reference], losses["initial"]
+    wanted, initial = losses[reference], losses[INITIAL]
     apart = [
         f"{name} {loss:.6g}"
         for name, loss in losses.items()
-        if name != "initial" and not abs(loss - wanted) <= TOLERANCE * wanted
+        if name != INITIAL and not abs(loss - wanted) <= TOLERANCE * wanted
     ]
     if apart:
         raise RunError(
@@ -247,6 +297,25 @@ def check_losses(losses: Mapping[str, float], reference: str) -> None:
         raise RunError(
             f"the loss went from {initial:.6g} to {wanted:.6g}, which is too little to tell "
             "whether contenders did the same work; raise --rounds"
+        )
+
+
+def check_untouched(losses: Mapping[str, float], reference: str) -> None:
+    """Refuse a comparison in which clients that should return at once did more.
+
+    Raises:
+        RunError: A loss is not that of the initial weights, within `TOLERANCE`.
+    """
+    initial = losses[INITIAL]
+    apart = [
+        f"{name} {loss:.6g}"
+        for name, loss in losses.items()
+        if not abs(loss - initial) <= TOLERANCE * initial
+    ]
+    if apart:
+        raise RunError(
+            f"clients should have returned what they received, of loss {initial:.6g}, and the last "
+            f"models' are {', '.join(apart)}; the times cannot be compared"
         )
 
 
@@ -272,8 +341,4 @@ def _write(
         "losses": dict(losses),
         "tolerance": TOLERANCE,
     }
-    path.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def _told(losses: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {loss:.6f}" for name, loss in losses.items())
+    write_whole(path, (json.dumps(results, indent=2) + "\n").encode())
