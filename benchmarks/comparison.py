@@ -38,6 +38,7 @@ class Row:
         round_s: Seconds of a round after the first, over all rounds of all runs.
         cpu_s: CPU seconds of such a round, over runs.
         start_s: Seconds from the command to the end of round 1, over runs.
+        start_cpu_s: CPU seconds likewise.
         round_ratio: `round_s` of a run over the reference's in the same turn, over turns: above 1
             where the reference is faster. A run's own figure is the median of its rounds.
         start_ratio: Likewise of `start_s`.
@@ -48,6 +49,7 @@ class Row:
     round_s: Figure
     cpu_s: Figure
     start_s: Figure
+    start_cpu_s: Figure
     round_ratio: Figure
     start_ratio: Figure
     num_runs: int
@@ -70,6 +72,7 @@ def compare(runs: Mapping[str, Sequence[Watched]], reference: str) -> list[Row]:
                 round_s=Figure.of([s for run in own for s in run.round_s]),
                 cpu_s=Figure.of([run.cpu_s_per_round for run in own]),
                 start_s=Figure.of([run.start_to_round_1_s for run in own]),
+                start_cpu_s=Figure.of([run.start_cpu_s for run in own]),
                 round_ratio=Figure.of([median(a.round_s) / median(b.round_s) for a, b in pairs]),
                 start_ratio=Figure.of(
                     [a.start_to_round_1_s / b.start_to_round_1_s for a, b in pairs]
@@ -87,12 +90,20 @@ def to_markdown(rows: Sequence[Row], reference: str) -> str:
         "s/round after the first",
         "CPU s/round",
         "command to end of round 1, s",
+        "CPU s to there",
         f"s/round / {reference}",
         f"to round 1 / {reference}",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        figures = (row.round_s, row.cpu_s, row.start_s, row.round_ratio, row.start_ratio)
+        figures = (
+            row.round_s,
+            row.cpu_s,
+            row.start_s,
+            row.start_cpu_s,
+            row.round_ratio,
+            row.start_ratio,
+        )
         lines.append(f"| {' | '.join([row.name, *map(_told, figures)])} |")
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.errors import RunError
 
-POLL_S = 0.005
+POLL_S = 0.01
 """How often is looked for a new line; one look costs some ten microseconds."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
