@@ -78,7 +78,8 @@ def _in_tensors(folder: str) -> Callable[[int], None]:
         here = _at(k, _half_write, write)
 
         def write_tensors(path: Path, content: bytes) -> None:
-            (here if path.parent.name == folder else write)(path, content)
+            within = {above.name for above in path.parents}
+            (here if folder in within else write)(path, content)
 
         core.tensor_file.write_whole = write_tensors  # type: ignore[attr-defined]
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.records import RunFolder
+from server.replies import LOT
 from tests.conformance.test_strategies import DROPOUT
 from tests.conftest import Federate, tiny_keys
 
@@ -41,19 +42,33 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "partition.json").read_text() == (second / "partition.json").read_text()
 
 
-@pytest.mark.parametrize("strategy", ["feddm", "real-images", "local"])
-def test_one_or_two_actors_and_in_process_agree(strategy: str, federate: Federate) -> None:
-    in_process = federate(tiny_keys(strategy))
+MANY: Mapping[str, object] = {
+    "partition.clients": LOT + 16,
+    "partition.scheme": "iid",
+    "cohort.size": LOT + 6,
+}
+"""More clients in a round than are handed out at once."""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "clients"), [("feddm", {}), ("real-images", MANY), ("local", {})]
+)
+def test_one_or_two_actors_and_in_process_agree(
+    strategy: str, clients: Mapping[str, object], federate: Federate
+) -> None:
+    in_process = federate({**tiny_keys(strategy), **clients})
     for workers in (1, 2):
-        on_ray = federate(tiny_keys(strategy, engine__kind="ray", engine__workers=workers))
-        assert_same_run(in_process, on_ray)
+        keys = tiny_keys(strategy, engine__kind="ray", engine__workers=workers)
+        assert_same_run(in_process, federate({**keys, **clients}))
 
 
 def test_layers_that_draw_do_not_depend_on_the_actor(federate: Federate, tmp_path: Path) -> None:
+    """Nor do sums of floating-point numbers, of more replies than are handed out at once."""
     (tmp_path / "dropping.py").write_text(DROPOUT)
     keys = {k: v for k, v in tiny_keys("fedavg").items() if k != "model.width"}
     keys["model.name"] = f"{tmp_path / 'dropping.py'}:build"
-    on_ray = federate({**keys, "engine.kind": "ray", "engine.workers": 2})
+    keys |= MANY
+    on_ray = federate({**keys, "engine.kind": "ray", "engine.workers": 3})
     assert_same_run(federate(keys), on_ray)
 
 
