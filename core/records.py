@@ -12,8 +12,8 @@ Layout, all paths relative to the run folder::
     sinks.json, wandb/     by which ids other sinks know the run; Weights & Biases' local files
     checkpoints/           round-0005.safetensors: weights and server state
     tesserae/              round-0005.safetensors: images that clients sent, nearest real images
-    clients/               state that clients keep between rounds, and replies of private ones
-                           (simulation only)
+    clients/               a folder for each client's state between rounds, and for the replies of a
+                           private one (simulation only)
     ledgers/               what each client has spent of its privacy, unless privacy.ledger is given
     transcript/            all that the server sent and received, in a run with canaries
     audit/, audit.json     runs with canaries, and what they show of this one
