@@ -245,15 +245,15 @@ class EngineConfig:
 
     kind: str = choice(
         "auto",
-        "how clients run; auto takes ray where there is a GPU, 4 cores or engine.ray-address, and "
-        "in-process elsewhere",
-        ["auto", "in-process", "ray"],
+        "how clients run; auto takes ray where there is a GPU or engine.ray-address, processes "
+        "from 4 cores on, and in-process elsewhere",
+        ["auto", "in-process", "processes", "ray"],
     )
     workers: int = number(
         0,
-        "resident Ray actors; 0 takes one per core and GPU share",
+        "processes, or Ray actors, that clients share; 0 takes one per core and GPU share",
         least=0,
-        read_if=("engine.kind", ("auto", "ray")),
+        read_if=("engine.kind", ("auto", "processes", "ray")),
         most=65_536,
     )
     gpus_per_worker: float = number(

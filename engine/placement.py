@@ -14,10 +14,12 @@ import torch
 from core.config import EngineConfig
 from core.errors import ConfigError, Problem
 
-Kind = Literal["in-process", "ray"]
+Kind = Literal["in-process", "processes", "ray"]
 
-RAY_FROM_CPUS = 4
-"""Fewer cores than this are not worth Ray's start of some five seconds, unless there is a GPU."""
+SEVERAL_FROM_CPUS = 4
+"""Fewer cores than this are not worth the start of several processes, unless there is a GPU."""
+
+CAN_FORK = hasattr(os, "fork")
 
 _GPU_UNITS = 10_000
 """Ray counts a GPU in ten-thousandths, and rounds."""
@@ -70,9 +72,13 @@ def resolve_kind(config: EngineConfig, machine: Machine | None = None) -> Kind:
     if config.ray_address:
         return "ray"
     machine = machine or Machine.here()
-    has_gpu = config.device != "cpu" and machine.num_gpus > 0
-    worthwhile = has_gpu or machine.num_cpus >= RAY_FROM_CPUS
-    return "ray" if machine.has_ray and worthwhile else "in-process"
+    if config.device != "cpu" and machine.num_gpus > 0:
+        return "ray" if machine.has_ray else "in-process"
+    if machine.num_cpus < SEVERAL_FROM_CPUS:
+        return "in-process"
+    if CAN_FORK:
+        return "processes"
+    return "ray" if machine.has_ray else "in-process"
 
 
 def resolve_workers(
@@ -92,6 +98,8 @@ def resolve_workers(
     Raises:
         ConfigError: What is asked for does not fit on the nodes; Ray would wait for it without end.
     """
+    if resolve_kind(config) == "processes":
+        _check_processes(config, Machine.here())
     lent = [_Room.on(node, config) for node in ([Machine.here()] if nodes is None else nodes)]
     gpus, share = sum(node.gpus for node in lent), config.gpus_per_worker
     if gpus:
@@ -123,6 +131,18 @@ def resolve_workers(
         gpus_per_worker=share,
         cpus_per_worker=config.client_threads if config.ray_address else 1,
     )
+
+
+def _check_processes(config: EngineConfig, machine: Machine) -> None:
+    if not CAN_FORK:
+        rule = "needs an operating system that can fork; set engine.kind=ray or in-process"
+        raise ConfigError([Problem("engine.kind", "processes", rule)])
+    if config.device != "cpu" and machine.num_gpus > 0:
+        rule = (
+            f"is for processors alone, and engine.device={config.device} finds a GPU here; set "
+            "engine.device=cpu, or engine.kind=ray, which shares it"
+        )
+        raise ConfigError([Problem("engine.kind", "processes", rule)])
 
 
 @dataclass(frozen=True, slots=True)

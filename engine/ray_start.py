@@ -83,9 +83,9 @@ class ClientActor:
                 if not (seen / token).exists():
                     self._problems.append(f"{seen} (runs) is not the folder that it is here")
             if not self._problems:
-                from engine.ray_client import ResidentClient
+                from engine.ray_client import client_in_actor
 
-                self._client = ResidentClient(client_app, client_threads)
+                self._client = client_in_actor(client_app, client_threads)
         except Exception as error:
             self._problems.append(f"{type(error).__name__}: {error}")
 
@@ -97,5 +97,5 @@ class ClientActor:
         return address(), self._problems
 
     def call(self, *request: Any) -> Any:
-        """See `engine.ray_client.ResidentClient.call`."""
+        """See `engine.resident_client.ResidentClient.call`."""
         return self._client.call(*request)

@@ -7,28 +7,23 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor, wait
-from copy import copy, deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import ray
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
 from ray.exceptions import RayError
 
 from core.errors import RunError
 from engine import ray_start
-from engine.client_call import Outcome, copy_arrays
+from engine.client_call import Outcome
 from engine.flwr_seam import CLIENT_CRASHED
 from engine.placement import WorkerPlan
-from engine.ray_client import KEPT_RECORDS, Part, Ref, ship_arrays_as_buffers
+from engine.ray_client import Ref, ship_arrays_as_buffers
 from engine.ray_instance import RayInstance, Requirements
-
-SHARED_FROM_BYTES = 64_000
-"""An ArrayRecord of at least this size goes through the object store; a smaller one inline."""
+from engine.record_store import Call, RecordStore
 
 START_TIMEOUT_S = 300
 """Seconds that actors may take to find room and to import the client app."""
@@ -71,9 +66,9 @@ class RayWorkers:
         self._starting: dict[Ref, Any] = {}
         self._failed_starts = 0
         self._idle: deque[Any] = deque()
-        self._queue: deque[_Call] = deque()
-        self._running: dict[Ref, tuple[Any, _Call]] = {}
-        self._store = _RecordStore()
+        self._queue: deque[Call] = deque()
+        self._running: dict[Ref, tuple[Any, Call]] = {}
+        self._store = RecordStore(ray.put)
         self._closed = False
         # Where the kernel can, Ray has it end Ray's processes with the thread that started them:
         # this thread must live until `close`.
@@ -90,10 +85,7 @@ class RayWorkers:
         self._started.result()
         _take_back_sigterm()
         assert not self._closed, "closed: Ray would start anew at the next call"
-        shell = copy(message)
-        shell.content = RecordDict()
-        parts = {name: self._store.part(record) for name, record in message.content.items()}
-        self._queue.append(_Call(shell, parts, context))
+        self._queue.append(self._store.call(message, context))
         self._hand_out()
 
     def next_reply(self, timeout: float | None) -> Outcome | None:
@@ -151,7 +143,7 @@ class RayWorkers:
         self._running.clear()
         self._queue.clear()
         self._idle.clear()
-        self._store = _RecordStore()
+        self._store = RecordStore(ray.put)
         self._instance.stop()
         self._thread.shutdown()
 
@@ -230,67 +222,8 @@ class RayWorkers:
     def _hand_out(self) -> None:
         while self._queue and self._idle:
             call, actor = self._queue.popleft(), self._idle.popleft()
-            parts = {
-                name: part.ref if isinstance(part, _Shared) else part
-                for name, part in call.parts.items()
-            }
             # A reference nested in an argument is not fetched by Ray: the actor may have it.
-            self._running[actor.call.remote(call.message, parts, call.context)] = (actor, call)
-
-
-@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
-class _Shared:
-    """A record in the object store.
-
-    Attributes:
-        ref: Its reference; the store frees it with the last one.
-        content: The bytes of its arrays, held so that no others can get their ids.
-    """
-
-    ref: Ref
-    content: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Call:
-    """A call of a client; the message's content is apart, in `parts`."""
-
-    message: Message
-    parts: Mapping[str, Part | _Shared]
-    context: Context
-
-    @property
-    def message_id(self) -> str:
-        return self.message.metadata.message_id
-
-
-class _RecordStore:
-    """Puts each large ArrayRecord into the object store once, however many messages hold it.
-
-    Bytes are immutable: a record whose arrays hold the same bytes objects has the same content,
-    and one that was changed in place has others.
-    """
-
-    def __init__(self) -> None:
-        self._by_identity: WeakValueDictionary[tuple[Any, ...], _Shared] = WeakValueDictionary()
-        self._recent: deque[_Shared] = deque(maxlen=KEPT_RECORDS)
-
-    def part(self, record: Part) -> Part | _Shared:
-        """`record` as it travels: shared where it is large, a copy where it is small."""
-        if not isinstance(record, ArrayRecord):
-            return deepcopy(record)
-        if record.count_bytes() < SHARED_FROM_BYTES:
-            return copy_arrays(record)
-        identity = tuple(
-            (name, id(a.data), a.dtype, a.shape, a.stype) for name, a in record.items()
-        )
-        shared = self._by_identity.get(identity)
-        if shared is None:
-            shared = _Shared(ray.put(record), tuple(array.data for array in record.values()))
-            self._by_identity[identity] = shared
-        if shared not in self._recent:
-            self._recent.append(shared)
-        return shared
+            self._running[actor.call.remote(*call.request())] = (actor, call)
 
 
 def _take_back_sigterm() -> None:

@@ -95,6 +95,12 @@ def _start_workers(
         return SerialWorkers(load_client_app(client_app), client_threads=config.client_threads)
     # What cannot be shared on this machine is refused before anything starts.
     plan = None if config.ray_address else resolve_workers(config, num_partitions)
+    if plan is not None and resolve_kind(config) == "processes":
+        from engine.process_workers import ProcessWorkers  # only where processes can fork
+
+        return ProcessWorkers(
+            client_app, num_workers=plan.num_workers, client_threads=config.client_threads
+        )
     try:
         from engine.ray_instance import JoinedRay, OwnRay
         from engine.ray_workers import RayWorkers

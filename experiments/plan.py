@@ -83,10 +83,13 @@ def _engine(preparation: Preparation) -> str:
     config, num_clients = preparation.config.engine, len(preparation.hand_out_order())
     if num_clients == 0:
         return "in-process, no clients"
-    if resolve_kind(config) == "in-process":
-        return "in-process"
+    kind = resolve_kind(config)
+    if kind == "in-process":
+        return kind
     if config.ray_address:
         return f"ray, the cluster at {config.ray_address}"
     workers = resolve_workers(config, num_clients)
+    if kind == "processes":
+        return f"{workers.num_workers} processes"
     share = f", {workers.gpus_per_worker:g} GPU each" if workers.gpus_per_worker else ""
     return f"ray, {workers.num_workers} actors{share}"

@@ -18,7 +18,8 @@ from core.errors import RunError
 from engine.flwr_seam import run_identity
 from engine.placement import WorkerPlan
 from engine.ray_instance import OwnRay, _temp_root
-from engine.ray_workers import SHARED_FROM_BYTES, RayWorkers, _RecordStore
+from engine.ray_workers import RayWorkers
+from engine.record_store import SHARED_FROM_BYTES, RecordStore
 
 
 class Puts:
@@ -33,10 +34,8 @@ class Puts:
 
 
 @pytest.fixture
-def puts(monkeypatch: pytest.MonkeyPatch) -> Puts:
-    puts = Puts()
-    monkeypatch.setattr("engine.ray_workers.ray.put", puts)
-    return puts
+def puts() -> Puts:
+    return Puts()
 
 
 def large(value: float = 0.0) -> ArrayRecord:
@@ -44,20 +43,20 @@ def large(value: float = 0.0) -> ArrayRecord:
 
 
 def test_a_large_record_is_put_once_for_all_messages(puts: Puts) -> None:
-    store, record = _RecordStore(), large()
+    store, record = RecordStore(puts), large()
     parts = [store.part(record) for _ in range(5)]
     assert puts.count == 1
     assert all(part is parts[0] for part in parts)
 
 
 def test_a_record_made_of_the_same_arrays_is_the_same(puts: Puts) -> None:
-    store, record = _RecordStore(), large()
+    store, record = RecordStore(puts), large()
     assert store.part(record) is store.part(ArrayRecord(dict(record.items())))
     assert store.part(record) is not store.part(ArrayRecord({"v": record["w"]}))
 
 
 def test_equal_content_in_other_bytes_and_changes_in_place_are_put_anew(puts: Puts) -> None:
-    store, record = _RecordStore(), large()
+    store, record = RecordStore(puts), large()
     store.part(record)
     store.part(large())
     record["w"] = Array(np.ones(SHARED_FROM_BYTES, dtype=np.uint8))
@@ -66,7 +65,7 @@ def test_equal_content_in_other_bytes_and_changes_in_place_are_put_anew(puts: Pu
 
 
 def test_records_in_use_and_the_last_two_stay(puts: Puts) -> None:
-    store = _RecordStore()
+    store = RecordStore(puts)
     records = [large(value) for value in range(4)]
     in_use = store.part(records[0])
     for record in records[1:]:
@@ -90,7 +89,7 @@ def test_records_in_use_and_the_last_two_stay(puts: Puts) -> None:
 def test_small_records_travel_as_copies(
     puts: Puts, record: ArrayRecord | MetricRecord | ConfigRecord
 ) -> None:
-    part = _RecordStore().part(record)
+    part = RecordStore(puts).part(record)
     assert part == record and part is not record
     assert puts.count == 0
 
