@@ -200,6 +200,7 @@ class RayWorkers:
             self._replace(actor)
             return
         if problems:
+            ray.kill(actor)
             raise RunError(
                 f"{self._instance.name}: no client can run on node {node}: "
                 f"{'; '.join(problems)}; {self._instance.way_out}"
