@@ -50,11 +50,14 @@ class ProcessWorkers:
             and working directory.
         num_workers: Number of processes.
         client_threads: torch threads of each.
+
+    Attributes:
+        folder: Where what is exchanged lies; removed by `close`.
     """
 
     def __init__(self, client_app: str, *, num_workers: int, client_threads: int = 1) -> None:
-        self._folder = folder_in_memory()
-        self._errors = self._folder / "errors.txt"
+        self.folder = folder_in_memory()
+        self._errors = self.folder / "errors.txt"
         self._names = itertools.count()
         self._store = RecordStore(
             self._put, lambda stored: Path(stored.path).unlink(missing_ok=True)
@@ -64,7 +67,7 @@ class ProcessWorkers:
         with theirs, self._errors.open("wb") as errors:
             arguments = [json.dumps(sys_path), str(theirs.fileno()), client_app]
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, *arguments, str(client_threads), str(self._folder)],
+                [sys.executable, "-c", _BOOT, *arguments, str(client_threads), str(self.folder)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -145,17 +148,17 @@ class ProcessWorkers:
         self._idle.clear()
         self._running.clear()
         self._queue.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _put(self, record: ArrayRecord) -> RecordFile:
-        return write_record(record, self._folder / f"record-{next(self._names)}")
+        return write_record(record, self.folder / f"record-{next(self._names)}")
 
     def _start_worker(self) -> None:
         name = f"worker-{next(self._names)}"
         ours, theirs = socket.socketpair()
         with theirs, suppress(OSError):  # whoever forks is gone: the worker never says hello
             socket.send_fds(self._control, [name.encode().ljust(NAME_BYTES)], [theirs.fileno()])
-        self._starting.add(Channel(Connection(ours.detach()), self._folder, f"to-{name}"))
+        self._starting.add(Channel(Connection(ours.detach()), self.folder, f"to-{name}"))
 
     def _welcome(self, channel: Channel) -> None:
         """Take on a worker that has started, or start another in place of one that has not."""

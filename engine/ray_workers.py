@@ -68,7 +68,7 @@ class RayWorkers:
         self._idle: deque[Any] = deque()
         self._queue: deque[Call] = deque()
         self._running: dict[Ref, tuple[Any, Call]] = {}
-        self._store = RecordStore(ray.put)
+        self._store = RecordStore(lambda record: ray.put(record))
         self._closed = False
         # Where the kernel can, Ray has it end Ray's processes with the thread that started them:
         # this thread must live until `close`.
@@ -143,7 +143,7 @@ class RayWorkers:
         self._running.clear()
         self._queue.clear()
         self._idle.clear()
-        self._store = RecordStore(ray.put)
+        self._store = RecordStore(lambda record: ray.put(record))
         self._instance.stop()
         self._thread.shutdown()
 

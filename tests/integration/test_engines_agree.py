@@ -53,12 +53,12 @@ MANY: Mapping[str, object] = {
 @pytest.mark.parametrize(
     ("strategy", "clients"), [("feddm", {}), ("real-images", MANY), ("local", {})]
 )
-def test_one_or_two_actors_and_in_process_agree(
+def test_processes_one_or_two_actors_and_in_process_agree(
     strategy: str, clients: Mapping[str, object], federate: Federate
 ) -> None:
     in_process = federate({**tiny_keys(strategy), **clients})
-    for workers in (1, 2):
-        keys = tiny_keys(strategy, engine__kind="ray", engine__workers=workers)
+    for kind, workers in (("processes", 2), ("ray", 1), ("ray", 2)):
+        keys = tiny_keys(strategy, engine__kind=kind, engine__workers=workers)
         assert_same_run(in_process, federate({**keys, **clients}))
 
 
@@ -68,8 +68,9 @@ def test_layers_that_draw_do_not_depend_on_the_actor(federate: Federate, tmp_pat
     keys = {k: v for k, v in tiny_keys("fedavg").items() if k != "model.width"}
     keys["model.name"] = f"{tmp_path / 'dropping.py'}:build"
     keys |= MANY
-    on_ray = federate({**keys, "engine.kind": "ray", "engine.workers": 3})
-    assert_same_run(federate(keys), on_ray)
+    in_process = federate(keys)
+    for kind in ("processes", "ray"):
+        assert_same_run(in_process, federate({**keys, "engine.kind": kind, "engine.workers": 3}))
 
 
 @pytest.fixture

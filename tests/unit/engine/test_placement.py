@@ -17,8 +17,10 @@ CLUSTER = "10.0.0.1:6379"
     [
         ("auto", "auto", Machine(2, 0, True), "in-process"),
         ("auto", "auto", Machine(3, 0, True), "in-process"),
-        ("auto", "auto", Machine(4, 0, True), "ray"),
-        ("auto", "auto", Machine(4, 0, False), "in-process"),
+        ("auto", "auto", Machine(4, 0, True), "processes"),
+        ("auto", "auto", Machine(4, 0, False), "processes"),
+        ("auto", "auto", Machine(4, 1, False), "in-process"),
+        ("auto", "cpu", Machine(4, 1, True), "processes"),
         ("auto", "auto", Machine(1, 1, True), "ray"),
         ("auto", "cuda", Machine(1, 1, True), "ray"),
         ("auto", "cpu", Machine(1, 1, True), "in-process"),
@@ -155,3 +157,19 @@ def test_what_a_cluster_could_never_place_is_refused(
     with pytest.raises(ConfigError, match=says) as error:
         resolve_workers(config, 100, [Machine(*node, True) for node in nodes])
     assert [problem.key for problem in error.value.problems] == [key]
+
+
+def test_without_fork_several_cores_take_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.placement.CAN_FORK", False)
+    assert resolve_kind(EngineConfig(), Machine(4, 0, True)) == "ray"
+    assert resolve_kind(EngineConfig(), Machine(4, 0, False)) == "in-process"
+    with pytest.raises(ConfigError, match=r"engine.kind=processes: needs .* fork; .* kind=ray"):
+        resolve_workers(EngineConfig(kind="processes"), 5)
+
+
+def test_processes_leave_gpus_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.placement.CAN_FORK", True)
+    monkeypatch.setattr(Machine, "here", classmethod(lambda cls: Machine(4, 1, True)))
+    with pytest.raises(ConfigError, match=r"finds a GPU here; set engine.device=cpu, or .*ray"):
+        resolve_workers(EngineConfig(kind="processes"), 5)
+    assert resolve_workers(EngineConfig(kind="processes", device="cpu"), 3).num_workers == 3

@@ -1,0 +1,224 @@
+"""Clients in forked processes: replies as in one process, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from core.errors import RunError
+from engine.client_call import load_client_app
+from engine.flwr_seam import Run, run_identity
+from engine.grid import ResidentGrid
+from engine.process_workers import ProcessWorkers
+from engine.serial_workers import SerialWorkers
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+CLIENT = "tests.unit.engine.counting_client:app"
+NUM_PARTITIONS = 5
+NUM_WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with run_identity(7) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[ProcessWorkers]:
+    workers = ProcessWorkers(CLIENT, num_workers=NUM_WORKERS, client_threads=2)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+@pytest.fixture
+def grid(workers: ProcessWorkers, run: Run) -> ResidentGrid:
+    return ResidentGrid(workers, num_partitions=NUM_PARTITIONS, run_config={"factor": 0.5}, run=run)
+
+
+def large_arrays() -> ArrayRecord:
+    weights = np.random.default_rng(0).normal(size=(100, 400))
+    return ArrayRecord({"w": Array(weights)})
+
+
+def exchange(
+    grid: ResidentGrid,
+    arrays: ArrayRecord | None = None,
+    *,
+    kind: str = "train",
+    config: ConfigRecord | None = None,
+    timeout: float | None = None,
+) -> dict[int, Message]:
+    """Send one message to each partition and file the replies by partition."""
+    content = RecordDict({"config": config or ConfigRecord()})
+    if arrays is not None:
+        content["arrays"] = arrays
+    messages = [Message(content, node_id, kind) for node_id in grid.get_node_ids()]
+    replies = list(grid.send_and_receive(messages, timeout=timeout))
+    filed = {grid.partition_of(reply.metadata.src_node_id): reply for reply in replies}
+    assert len(filed) == len(replies)
+    return filed
+
+
+def process_ids(grid: ResidentGrid) -> set[int]:
+    """Of the processes that answer."""
+    pids = set()
+    for reply in exchange(grid, kind="query.process").values():
+        record = reply.content["process"]
+        assert isinstance(record, ConfigRecord) and isinstance(record["pid"], int)
+        assert record["folder"] == str(Path.cwd())
+        pids.add(record["pid"])
+    return pids
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_replies_are_those_of_the_in_process_engine(grid: ResidentGrid, run: Run) -> None:
+    serial = ResidentGrid(
+        SerialWorkers(load_client_app(CLIENT), client_threads=2),
+        num_partitions=NUM_PARTITIONS,
+        run_config={"factor": 0.5},
+        run=run,
+    )
+    arrays = large_arrays()
+    before = arrays["w"]
+    for size in (arrays, ArrayRecord({"w": Array(np.arange(3.0))}), ArrayRecord({"w": before})):
+        for config in (ConfigRecord(), ConfigRecord({"raise": 3}), ConfigRecord({"exit": 2})):
+            found, in_process = (exchange(each, size, config=config) for each in (grid, serial))
+            assert found.keys() == in_process.keys() == set(range(NUM_PARTITIONS))
+            for partition_id, reply in in_process.items():
+                twin = found[partition_id]
+                assert twin.has_error() == reply.has_error()
+                if reply.has_error():
+                    assert twin.error == reply.error
+                else:
+                    assert twin.content == reply.content
+                    assert list(twin.content) == list(reply.content)
+            failed = [p for p, reply in found.items() if reply.has_error()]
+            assert failed == [value for name, value in config.items()]
+    assert list(arrays) == ["w"] and arrays["w"] is before
+
+
+def test_a_large_record_is_written_once_a_round_and_the_last_two_stay(
+    grid: ResidentGrid, workers: ProcessWorkers
+) -> None:
+    for value in range(4):
+        arrays = ArrayRecord({"w": Array(np.full((100, 400), float(value)))})
+        for partition_id, reply in exchange(grid, arrays).items():
+            content = reply.content["arrays"]
+            assert isinstance(content, ArrayRecord)
+            expected = np.full((100, 400), 0.5 * value + partition_id)
+            np.testing.assert_array_equal(content["w"].numpy(), expected)
+        stored = list(workers.folder.glob("record-*"))
+        assert len(stored) <= 2
+
+
+def test_the_processes_stay_and_are_others(grid: ResidentGrid) -> None:
+    pids = process_ids(grid) | process_ids(grid)
+    assert os.getpid() not in pids and len(pids) <= NUM_WORKERS
+
+
+def test_timeout_drops_late_replies(grid: ResidentGrid, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    config = ConfigRecord({"gate": str(gate)})
+    replies = exchange(grid, kind="query.wait", config=config, timeout=3.0)
+    assert replies.keys() == {1, 2, 3, 4}
+    # Each time one of two workers hangs; were it not replaced, the second time none would be left.
+    content = RecordDict({"config": config})
+    again = [Message(content, node_id, "query.wait") for node_id in grid.get_node_ids()]
+    answers = iter(grid.send_and_receive(again, timeout=100))
+    others = {grid.partition_of(next(answers).metadata.src_node_id) for _ in range(4)}
+    assert others == {1, 2, 3, 4}
+    del answers
+    gate.touch()
+    replies = exchange(grid, kind="query.wait", config=config)
+    assert replies.keys() == {0, 1, 2, 3, 4}
+
+
+def test_a_killed_worker_costs_one_reply_and_is_replaced(grid: ResidentGrid) -> None:
+    arrays = large_arrays()
+    exchange(grid, arrays)
+    replies = exchange(grid, arrays, config=ConfigRecord({"kill": 1}))
+    assert [p for p, reply in replies.items() if reply.has_error()] == [1]
+    assert (replies[1].error.reason or "").startswith("WorkerDied")
+    assert replies[1].metadata.src_node_id == grid.node_of(1)
+    after = exchange(grid, arrays)
+    calls = {p: reply.content["metrics"]["calls"] for p, reply in after.items()}
+    assert calls == {0: 3, 1: 2, 2: 3, 3: 3, 4: 3}
+
+
+def test_a_worker_that_is_killed_while_idle_is_replaced(grid: ResidentGrid) -> None:
+    for pid in process_ids(grid):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+    replies = exchange(grid, kind="query.process")
+    assert sum(reply.has_error() for reply in replies.values()) <= NUM_WORKERS
+    assert not any(reply.has_error() for reply in exchange(grid, kind="query.process").values())
+
+
+def test_closing_ends_all_and_removes_all(run: Run) -> None:
+    workers = ProcessWorkers(CLIENT, num_workers=2)
+    grid = ResidentGrid(workers, num_partitions=3, run_config={"factor": 1.0}, run=run)
+    pids, folder = process_ids(grid), workers.folder
+    assert folder.exists()
+    workers.close()
+    workers.close()
+    assert not folder.exists()
+    for pid in pids:
+        wait_until_gone(pid)
+
+
+def test_an_app_that_cannot_be_imported_is_told(run: Run) -> None:
+    workers = ProcessWorkers("no_such_module:app", num_workers=2)
+    try:
+        message = Message(RecordDict(), 2, "train")
+        workers.submit(message, Context(7, 2, {}, RecordDict(), {}))
+        with pytest.raises(RunError, match=r"No module named 'no_such_module'.*in-process"):
+            workers.next_reply(None)
+    finally:
+        workers.close()
+    assert not workers.folder.exists()
+
+
+PARENT = """
+import os, sys
+from flwr.app import ConfigRecord, Message, RecordDict
+from engine.flwr_seam import run_identity
+from engine.grid import ResidentGrid
+from engine.process_workers import ProcessWorkers
+with run_identity(7) as run:
+    workers = ProcessWorkers("tests.unit.engine.counting_client:app", num_workers=2)
+    grid = ResidentGrid(workers, num_partitions=2, run_config={}, run=run)
+    config = ConfigRecord()
+    messages = [Message(RecordDict({"config": config}), n, "query.process") for n in (2, 3)]
+    pids = [r.content["process"]["pid"] for r in grid.send_and_receive(messages)]
+    print(workers.folder, *pids, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_outlives_a_killed_run() -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", PARENT]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder, *pids = done.stdout.split()
+    for pid in pids:
+        wait_until_gone(int(pid))
+    assert not Path(folder).exists()
