@@ -402,7 +402,9 @@ def _steadiness(mb: Sequence[float]) -> tuple[str, str, str]:
 
 
 def draw(results: Sequence[Measured]) -> bytes:
-    """The plot as SVG: time per round against clients registered and sampled, memory by round.
+    """The plot as SVG: time of a round against clients registered and sampled, memory by round.
+
+    Seconds of CPU are dotted.
 
     A panel shows the cases that differ in nothing else: those that sample as many as the case with
     the most rounds, those that register as many, and that case itself.
@@ -417,24 +419,10 @@ def draw(results: Sequence[Measured]) -> bytes:
         for number, engine in enumerate(dict.fromkeys(one.case.engine for one in results)):
             own = [one for one in results if one.case.engine == engine]
             drawn = {"color": COLOURS[number], "marker": MARKERS[number], "label": engine}
-            _line(
-                registered,
-                {
-                    one.case.registered: one.round_s
-                    for one in own
-                    if one.case.sampled == longest.sampled
-                },
-                drawn,
-            )
-            _line(
-                sampled,
-                {
-                    one.case.sampled: one.round_s
-                    for one in own
-                    if one.case.registered == longest.registered
-                },
-                drawn,
-            )
+            alike = [one for one in own if one.case.sampled == longest.sampled]
+            _lines(registered, {one.case.registered: one for one in alike}, drawn)
+            alike = [one for one in own if one.case.registered == longest.registered]
+            _lines(sampled, {one.case.sampled: one for one in alike}, drawn)
             for one in own:
                 if (one.case.registered, one.case.sampled) == (
                     longest.registered,
@@ -467,9 +455,12 @@ def draw(results: Sequence[Measured]) -> bytes:
         return buffer.getvalue()
 
 
-def _line(axis: Axes, points: Mapping[int, float], drawn: Mapping[str, Any]) -> None:
-    places = sorted(points)
-    axis.plot(places, [points[place] for place in places], markersize=4, linewidth=1.3, **drawn)
+def _lines(axis: Axes, results: Mapping[int, Measured], drawn: Mapping[str, Any]) -> None:
+    places = sorted(results)
+    look = {**drawn, "markersize": 4, "linewidth": 1.3}
+    axis.plot(places, [results[place].round_s for place in places], **look)
+    look |= {"linestyle": ":", "markerfacecolor": "white", "label": f"{drawn['label']}, CPU"}
+    axis.plot(places, [results[place].round_cpu_s for place in places], **look)
 
 
 def _memory(axis: Axes, one: Measured, colour: str) -> None:

@@ -20,6 +20,7 @@ from core.config import RunConfig, Scalar
 from core.device import numerics, resolve_device
 from core.errors import DataError
 from core.examples import Examples
+from core.memory import release_free_memory
 from core.parameters import ParameterVector
 from core.progress import StepCounter
 from core.records import RunFolder
@@ -96,6 +97,7 @@ def _update(message: Message, resident: Resident, partition_id: int) -> Message:
     started = time.perf_counter()
     received = from_flower(message.content)
     round_number = int(received.settings["round"])
+    _tidy_up(round_number)
     config, strategy = resident.config, resident.strategy
     store = ClientStore(resident.folder.clients, partition_id, config.identity())
     malicious, attack = partition_id in resident.malicious, resident.config.attack
@@ -155,6 +157,12 @@ def identify(message: Message, context: Context) -> Message:
 
 
 @lru_cache(maxsize=1)
+def _tidy_up(round: int) -> None:
+    """Once a round: give back what the clients of the one before left free."""
+    release_free_memory()
+
+
+@lru_cache(maxsize=1)
 def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Resident:
     config = parse_config(dict(run_config))
     torch.set_num_threads(config.engine.client_threads)
@@ -183,3 +191,4 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Reside
 def forget_run() -> None:
     """Drop what the process keeps of the last run."""
     _resident.cache_clear()
+    _tidy_up.cache_clear()

@@ -96,6 +96,44 @@ class ParameterVector:
             parameter.grad = view
             start += parameter.numel()
 
+    def drop_gradients(self) -> None:
+        """Let the next backward pass leave each parameter a gradient of its own, not added up.
+
+        `gradient` holds nothing of it until `collect_gradient`.
+        """
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def step_apart_(
+        self,
+        velocity: torch.Tensor | None,
+        *,
+        learning_rate: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        """`sgd_step_` by the gradients after `drop_gradients`: the same bits, without a sum.
+
+        Args:
+            velocity: As of `sgd_step_`, shape (d,).
+            learning_rate: Step size.
+            momentum: Heavy-ball factor.
+            weight_decay: L2 factor.
+        """
+        start = 0
+        for parameter in self._parameters:
+            end = start + parameter.numel()
+            gradient, values = parameter.grad, parameter.detach()
+            sgd_step_(
+                values,
+                torch.zeros_like(values) if gradient is None else gradient,
+                None if velocity is None else velocity[start:end].view(parameter.shape),
+                learning_rate=learning_rate,
+                momentum=momentum,
+                weight_decay=weight_decay,
+            )
+            start = end
+
     def zero_gradient(self) -> None:
         """Set the gradient to zero, in place."""
         self.gradient.zero_()

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from core.config import RunConfig
 from core.device import numerics
 from core.errors import DivergedError, RunError
+from core.memory import release_free_memory
 from core.metrics import expected_accuracies
 from core.parameters import ParameterVector
 from core.progress import StepCounter
@@ -146,6 +147,7 @@ class Federation:
             now = _after(now, outcome.state, received)
             hopeless = _hopeless(now, received, config)
             keep = hopeless is None  # a run that goes on later asks these clients again
+            release_free_memory()
             seconds = {"server": server_s, "evaluation": evaluation_s}
             self._record(now, outcome, judged, received, seconds, started, began, keep=keep)
             if hopeless is not None:
@@ -439,12 +441,17 @@ def _useless(round: int, outcome: RoundOutcome, judged: FederatedEvaluation | No
     numbers = list(outcome.metrics.values())
     if judged is not None:
         numbers += [judged.validation.loss, judged.test.loss]
-    if all(torch.isfinite(t).all() for t in tensors) and all(map(math.isfinite, numbers)):
+    if all(map(_is_finite, tensors)) and all(map(math.isfinite, numbers)):
         return None
     return (
         f"the model diverged in round {round}: its weights or its loss are no longer finite; lower "
         "the learning rate"
     )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every entry is; a NaN is both the least and the most of its tensor."""
+    return tensor.numel() == 0 or all(math.isfinite(end) for end in tensor.aminmax())
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -69,23 +69,28 @@ def train_locally(
     def losses(batch: torch.Tensor) -> torch.Tensor:
         return workload.loss(parameters.model, examples.inputs[batch], examples.labels[batch])
 
+    # Adding a gradient to zeros first costs a network with many parameters and few images.
+    apart = mechanism is None and correction is None
     if mechanism is None:
-        steps = _plain_gradients(parameters, examples, losses, config, seed)
+        steps = _plain_gradients(parameters, examples, losses, config, seed, apart=apart)
     else:
         steps = _noised_gradients(parameters, examples, losses, config, mechanism)
+    sizes = {
+        "learning_rate": config.learning_rate,
+        "momentum": config.momentum,
+        "weight_decay": config.weight_decay,
+    }
     for loss_sum in steps:
-        if correction is not None:
-            parameters.gradient.add_(correction(parameters.values))
-        sgd_step_(
-            parameters.values,
-            parameters.gradient,
-            velocity,
-            learning_rate=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        if apart:
+            parameters.step_apart_(velocity, **sizes)
+        else:
+            if correction is not None:
+                parameters.gradient.add_(correction(parameters.values))
+            sgd_step_(parameters.values, parameters.gradient, velocity, **sizes)
         total += loss_sum
         count_step()
+    if apart:
+        parameters.collect_gradient()
     if mechanism is not None:
         return math.nan
     return float(total) / (config.local_epochs * len(examples))
@@ -101,8 +106,12 @@ def _plain_gradients(
     losses: _Losses,
     config: TrainConfig,
     seed: int,
+    *,
+    apart: bool,
 ) -> Iterator[torch.Tensor]:
     """Leave the mean gradient of each batch in `parameters`, shuffled anew each epoch.
+
+    With `apart` each parameter has its own, and `parameters.gradient` nothing.
 
     Yields:
         The sum of the batch's losses.
@@ -111,7 +120,10 @@ def _plain_gradients(
     for _ in range(config.local_epochs):
         order = torch.randperm(len(examples), generator=shuffler).to(examples.labels.device)
         for batch in order.split(config.batch_size):
-            parameters.zero_gradient()
+            if apart:
+                parameters.drop_gradients()
+            else:
+                parameters.zero_gradient()
             found = losses(batch)
             found.mean().backward()
             yield found.detach().sum()
