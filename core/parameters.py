@@ -90,16 +90,24 @@ class ParameterVector:
         """Copy gradients that were put in place of the views into `gradient`, and restore those."""
         start = 0
         for parameter in self._parameters:
-            view = self.gradient[start : start + parameter.numel()].view(parameter.shape)
+            end = start + parameter.numel()
             if parameter.grad is not None:
-                view.copy_(parameter.grad)
-            parameter.grad = view
-            start += parameter.numel()
+                self.gradient[start:end].view(parameter.shape).copy_(parameter.grad)
+            start = end
+        self.restore_gradient()
+
+    def restore_gradient(self) -> None:
+        """Make the parameters' gradients views of `gradient` again; what they held is lost."""
+        start = 0
+        for parameter in self._parameters:
+            end = start + parameter.numel()
+            parameter.grad = self.gradient[start:end].view(parameter.shape)
+            start = end
 
     def drop_gradients(self) -> None:
         """Let the next backward pass leave each parameter a gradient of its own, not added up.
 
-        `gradient` holds nothing of it until `collect_gradient`.
+        `gradient` holds nothing of it until `collect_gradient` or `restore_gradient`.
         """
         for parameter in self._parameters:
             parameter.grad = None

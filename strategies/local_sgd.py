@@ -90,7 +90,7 @@ def train_locally(
         total += loss_sum
         count_step()
     if apart:
-        parameters.collect_gradient()
+        parameters.restore_gradient()
     if mechanism is not None:
         return math.nan
     return float(total) / (config.local_epochs * len(examples))
