@@ -108,6 +108,7 @@ def peer(name: str, start: Callable[[], Sequence[str]], *, echo: bool = False) -
     return Contender(name, command, "rounds.jsonl", weights)
 
 
+PROCESSES: Mapping[str, object] = {"engine.kind": "processes", "engine.workers": NUM_WORKERS}
 RAY: Mapping[str, object] = {"engine.kind": "ray", "engine.workers": NUM_WORKERS}
 IN_PROCESS: Mapping[str, object] = {"engine.kind": "in-process"}
 

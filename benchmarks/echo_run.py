@@ -11,9 +11,6 @@ from server.preparation import prepare
 from server.progress import PlainProgress
 from strategies.table import parse_config
 
-CLIENT_APPS = {"fedavg": "benchmarks.echo:app", "scaffold": "benchmarks.echo_state:app"}
-"""By strategy."""
-
 
 def main() -> None:
     """Do what ``tessera run`` does, but for the ClientApp."""
@@ -21,7 +18,7 @@ def main() -> None:
     preparation = prepare(config)
     simulate(
         make_server_app(PlainProgress()),
-        CLIENT_APPS[config.strategy],
+        "benchmarks.echo:app",
         run_config=config.flat(),
         num_partitions=len(preparation.hand_out_order()),
         config=config.engine,

@@ -6,7 +6,8 @@ ten images before the first and after the last round of Tessera's). All contende
 same weights and train the same clients on the same batches; what their models come to on all
 training images must agree within 0.1%, or the exit code is 4.
 
-  (nothing)    Tessera on Ray and in one process, stock Flower, pfl and a loop written by hand
+  (nothing)    Tessera in forked processes, on Ray and in one process, stock Flower, pfl and a
+               loop written by hand
   --overhead   clients that return at once: what a round costs besides training
   --stateful   SCAFFOLD's clients, which keep state, against FedAvg's
   --profile    where the time of one round of Tessera goes, piece by piece
@@ -32,6 +33,7 @@ from typing import Any
 from benchmarks.comparison import Row, compare, to_markdown
 from benchmarks.contenders import (
     IN_PROCESS,
+    PROCESSES,
     RAY,
     ROOT,
     Contender,
@@ -146,6 +148,7 @@ def comparisons(mode: str, folder: Path) -> list[Comparison]:
     environment = folder / "pfl-venv"
     if mode == "training":
         makers: dict[str, Callable[[], Contender]] = {
+            "tessera-processes": lambda: tessera("tessera-processes", PROCESSES),
             "tessera-ray": lambda: tessera("tessera-ray", RAY),
             "flower": flower,
             "pfl": lambda: pfl(environment),
@@ -155,6 +158,7 @@ def comparisons(mode: str, folder: Path) -> list[Comparison]:
         return [Comparison("training", 6, makers, check_losses)]
     if mode == "overhead":
         makers = {
+            "tessera-processes": lambda: tessera("tessera-processes", PROCESSES, echo=True),
             "tessera-ray": lambda: tessera("tessera-ray", RAY, echo=True),
             "flower": lambda: flower(echo=True),
             "pfl": lambda: pfl(environment, echo=True),
@@ -180,6 +184,8 @@ def comparisons(mode: str, folder: Path) -> list[Comparison]:
 def _with_and_without_state(without: str, with_state: str) -> dict[str, Callable[[], Contender]]:
     """The two strategies on each engine."""
     keys = {
+        "stateless-processes": {**PROCESSES, "strategy": without},
+        "stateful-processes": {**PROCESSES, "strategy": with_state},
         "stateless-ray": {**RAY, "strategy": without},
         "stateful-ray": {**RAY, "strategy": with_state},
         "stateless-in-process": {**IN_PROCESS, "strategy": without},
