@@ -448,7 +448,7 @@ def draw(results: Sequence[Measured]) -> bytes:
         )
         memory.set_xlabel("round")
         memory.set_ylabel("resident memory, MB")
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
         memory.legend(frameon=False, loc="lower right")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
