@@ -20,7 +20,7 @@ from core.config import RunConfig, Scalar
 from core.device import numerics, resolve_device
 from core.errors import DataError
 from core.examples import Examples
-from core.memory import release_free_memory
+from core.memory import FreedMemory, keep_freed_memory
 from core.parameters import ParameterVector
 from core.progress import StepCounter
 from core.records import RunFolder
@@ -60,6 +60,7 @@ class Resident:
     folder: RunFolder
     loaded: LoadedExamples
     owners: dict[int, str]
+    memory: FreedMemory
     malicious: frozenset[int]
 
     def examples(self, partition_id: int) -> Examples:
@@ -97,7 +98,7 @@ def _update(message: Message, resident: Resident, partition_id: int) -> Message:
     started = time.perf_counter()
     received = from_flower(message.content)
     round_number = int(received.settings["round"])
-    _tidy_up(round_number)
+    resident.memory.release_if_grown()
     config, strategy = resident.config, resident.strategy
     store = ClientStore(resident.folder.clients, partition_id, config.identity())
     malicious, attack = partition_id in resident.malicious, resident.config.attack
@@ -157,13 +158,8 @@ def identify(message: Message, context: Context) -> Message:
 
 
 @lru_cache(maxsize=1)
-def _tidy_up(round: int) -> None:
-    """Once a round: give back what the clients of the one before left free."""
-    release_free_memory()
-
-
-@lru_cache(maxsize=1)
 def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Resident:
+    keep_freed_memory()
     config = parse_config(dict(run_config))
     torch.set_num_threads(config.engine.client_threads)
     folder = RunFolder(Path(config.runs).expanduser().resolve() / config.folder_name(run_id))
@@ -184,6 +180,7 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Reside
         folder=folder,
         loaded=LoadedExamples(LOADED_BYTES),
         owners={},
+        memory=FreedMemory(),
         malicious=malicious_clients(config),
     )
 
@@ -191,4 +188,3 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Reside
 def forget_run() -> None:
     """Drop what the process keeps of the last run."""
     _resident.cache_clear()
-    _tidy_up.cache_clear()

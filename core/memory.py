@@ -1,27 +1,67 @@
-"""Memory that is free within the process, given back to the system."""
+"""What glibc does with freed memory: kept for the next round, given back where it piles up."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
-from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+KEPT_BYTES = 256 << 20
+"""Freed memory at the end of the heap that a process keeps."""
+
+SLACK_BYTES = 64 << 20
+"""How much a process may grow before freed memory within the heap is given back."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_THRESHOLD = 32 << 20
 
 
-def release_free_memory() -> None:
-    """Give back what glibc holds of freed memory; elsewhere nothing, for others do it themselves.
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again instead of asking the system for it anew.
+
+    By default glibc hands large pieces back as soon as they are freed, and the system clears every
+    page that is asked for again: the activations and weights of each batch and each reply. That was
+    a twelfth of the CPU time of a round of FedAvg.
+    """
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        libc.mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+class FreedMemory:
+    """Gives freed memory back where a process has grown.
 
     What is kept for long, such as a client's few examples, lies between what was freed, such as
     thousands of replies: glibc alone would keep such pages for good, and the process would grow.
-    Costs milliseconds.
     """
-    if (trim := _malloc_trim()) is not None:
-        trim(0)
+
+    def __init__(self) -> None:
+        self._limit_bytes: int | None = None
+
+    def release_if_grown(self) -> None:
+        """To be called at the same point of every round; costs microseconds where it has not."""
+        if (libc := _glibc()) is None:
+            return
+        resident = _resident_bytes()
+        if self._limit_bytes is None:
+            self._limit_bytes = resident + SLACK_BYTES
+        elif resident > self._limit_bytes:
+            libc.malloc_trim(0)
+            self._limit_bytes = max(self._limit_bytes, _resident_bytes() + SLACK_BYTES)
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @lru_cache(maxsize=1)
-def _malloc_trim() -> Callable[[int], int] | None:
+def _glibc() -> Any:
+    """The C library where it is glibc on Linux; None elsewhere."""
     if sys.platform != "linux":
         return None
-    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from core.config import RunConfig
 from core.device import numerics
 from core.errors import DivergedError, RunError
-from core.memory import release_free_memory
+from core.memory import FreedMemory, keep_freed_memory
 from core.metrics import expected_accuracies
 from core.parameters import ParameterVector
 from core.progress import StepCounter
@@ -79,6 +79,8 @@ class Federation:
         self._preparation = preparation
         self._recorder = recorder
         self._progress = progress
+        keep_freed_memory()
+        self._memory = FreedMemory()
         self._parameters = ParameterVector(preparation.model)
         self._count_step = StepCounter(recorder.folder.progress)
         self._shapes = preparation.client_shapes()
@@ -147,7 +149,7 @@ class Federation:
             now = _after(now, outcome.state, received)
             hopeless = _hopeless(now, received, config)
             keep = hopeless is None  # a run that goes on later asks these clients again
-            release_free_memory()
+            self._memory.release_if_grown()
             seconds = {"server": server_s, "evaluation": evaluation_s}
             self._record(now, outcome, judged, received, seconds, started, began, keep=keep)
             if hopeless is not None:
