@@ -30,9 +30,9 @@ def parsed(*words: str) -> argparse.Namespace:
     [
         (("--rounds=1",), "--rounds=1: must be at least 2"),
         (("--repeats=0",), "--repeats=0: must be at least 1"),
-        (("--without=nobody",), "must be one of flower, pfl"),
-        (("--without=tessera-ray",), "tessera-ray stays"),
-        (("--stateful", "--without=pfl"), "must be one of stateful-ray"),
+        (("--without=nobody",), "must be one of tessera-ray, flower, pfl"),
+        (("--without=tessera-processes",), "tessera-processes stays"),
+        (("--stateful", "--without=pfl"), "must be one of stateful-processes"),
         (("--profile", "--without=pfl"), "leave it out"),
     ],
 )
