@@ -151,7 +151,10 @@ class ProcessWorkers:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _put(self, record: ArrayRecord) -> RecordFile:
-        return write_record(record, self.folder / f"record-{next(self._names)}")
+        try:
+            return write_record(record, self.folder / f"record-{next(self._names)}")
+        except OSError as error:
+            raise self._no_room(error) from error
 
     def _start_worker(self) -> None:
         name = f"worker-{next(self._names)}"
@@ -186,7 +189,7 @@ class ProcessWorkers:
             self._hand_out()
             reason = (
                 "WorkerDied: the process that called the client ended in mid-call; it may have "
-                "run out of memory"
+                f"run out of memory, or {self.folder} of room"
             )
             return Outcome(Message(Error(CLIENT_CRASHED, reason), reply_to=call.message), None)
         # The next call goes out first: the worker's reply to it will lie in its other file.
@@ -198,8 +201,12 @@ class ProcessWorkers:
     def _hand_out(self) -> None:
         while self._queue and self._idle:
             call, channel = self._queue.popleft(), self._idle.popleft()
-            with suppress(OSError):  # it has died: that is told where its reply is awaited
+            try:
                 channel.send(call.request())
+            except ConnectionError:
+                pass  # it has died: that is told where its reply is awaited
+            except OSError as error:
+                raise self._no_room(error) from error
             self._running[channel] = call
 
     def _reason(self) -> str:
@@ -209,6 +216,12 @@ class ProcessWorkers:
                 return told.decode(errors="replace").strip()
         last = self._errors.read_text(errors="replace").strip().splitlines()[-1:]
         return last[0] if last else f"it ended with exit code {self._process.poll()}"
+
+    def _no_room(self, error: OSError) -> RunError:
+        return RunError(
+            f"what clients are sent cannot be written to {self.folder}: {error.strerror}; give it more "
+            "room, or set engine.kind=in-process or ray"
+        )
 
     def _no_start(self, reason: str) -> RunError:
         return RunError(
