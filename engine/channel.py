@@ -52,7 +52,7 @@ class Channel:
     def __init__(self, connection: Connection, folder: Path, name: str) -> None:
         self.connection = connection
         self._folder = folder
-        self._name = name
+        self.name = name
         self._num_sent = 0
         self._own: dict[int, int] = {}
         self._peers: dict[str, int] = {}
@@ -69,7 +69,7 @@ class Channel:
         sizes = [len(part) for part in parts]
         file = ""
         if sum(sizes) >= SHARED_FROM_BYTES:
-            file = f"{self._name}-{self._num_sent % 2}"
+            file = f"{self.name}-{self._num_sent % 2}"
             self._write(self._num_sent % 2, parts)
             self._num_sent += 1
         self.connection.send_bytes(pickle.dumps((file, sizes, stream.getvalue())))
@@ -114,7 +114,7 @@ class Channel:
     def _write(self, which: int, parts: Sequence[memoryview]) -> None:
         if which not in self._own:
             flags = os.O_CREAT | os.O_RDWR | os.O_TRUNC
-            self._own[which] = os.open(self._folder / f"{self._name}-{which}", flags, 0o600)
+            self._own[which] = os.open(self._folder / f"{self.name}-{which}", flags, 0o600)
         offset = 0
         for part in parts:
             while len(part):

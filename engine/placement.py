@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -19,7 +20,8 @@ Kind = Literal["in-process", "processes", "ray"]
 SEVERAL_FROM_CPUS = 4
 """Fewer cores than this are not worth the start of several processes, unless there is a GPU."""
 
-CAN_FORK = hasattr(os, "fork")
+CAN_FORK = sys.platform == "linux"
+"""Elsewhere a process cannot, or had better not once torch is imported."""
 
 _GPU_UNITS = 10_000
 """Ray counts a GPU in ten-thousandths, and rounds."""
@@ -135,7 +137,7 @@ def resolve_workers(
 
 def _check_processes(config: EngineConfig, machine: Machine) -> None:
     if not CAN_FORK:
-        rule = "needs an operating system that can fork; set engine.kind=ray or in-process"
+        rule = "is for Linux alone, where processes can fork; set engine.kind=ray or in-process"
         raise ConfigError([Problem("engine.kind", "processes", rule)])
     if config.device != "cpu" and machine.num_gpus > 0:
         rule = (

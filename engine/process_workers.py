@@ -59,9 +59,7 @@ class ProcessWorkers:
         self.folder = folder_in_memory()
         self._errors = self.folder / "errors.txt"
         self._names = itertools.count()
-        self._store = RecordStore(
-            self._put, lambda stored: Path(stored.path).unlink(missing_ok=True)
-        )
+        self._store = RecordStore(self._put, _remove)
         self._control, theirs = socket.socketpair()
         sys_path = [str(Path(entry).resolve()) for entry in sys.path]
         with theirs, self._errors.open("wb") as errors:
@@ -128,7 +126,7 @@ class ProcessWorkers:
                 del self._running[channel]
                 with suppress(ProcessLookupError):
                     os.kill(self._pids.pop(channel), signal.SIGKILL)
-                channel.close()
+                self._give_up(channel)
                 self._start_worker()
         self._hand_out()
 
@@ -184,7 +182,7 @@ class ProcessWorkers:
             packed = channel.receive_packed()
         except (EOFError, OSError):
             del self._pids[channel]
-            channel.close()
+            self._give_up(channel)
             self._start_worker()
             self._hand_out()
             reason = (
@@ -197,6 +195,13 @@ class ProcessWorkers:
         self._hand_out()
         outcome: Outcome = channel.unpack(packed)
         return outcome
+
+    def _give_up(self, channel: Channel) -> None:
+        """Hang up on a worker that is gone, and remove the files of both ends."""
+        channel.close()
+        for end in (channel.name, channel.name.removeprefix("to-")):
+            for which in (0, 1):
+                (self.folder / f"{end}-{which}").unlink(missing_ok=True)
 
     def _hand_out(self) -> None:
         while self._queue and self._idle:
@@ -219,8 +224,8 @@ class ProcessWorkers:
 
     def _no_room(self, error: OSError) -> RunError:
         return RunError(
-            f"what clients are sent cannot be written to {self.folder}: {error.strerror}; give it more "
-            "room, or set engine.kind=in-process or ray"
+            f"what clients are sent cannot be written to {self.folder}: {error.strerror}; give it "
+            "more room, or set engine.kind=in-process or ray"
         )
 
     def _no_start(self, reason: str) -> RunError:

@@ -150,7 +150,9 @@ def test_timeout_drops_late_replies(grid: ResidentGrid, tmp_path: Path) -> None:
     assert replies.keys() == {0, 1, 2, 3, 4}
 
 
-def test_a_killed_worker_costs_one_reply_and_is_replaced(grid: ResidentGrid) -> None:
+def test_a_killed_worker_costs_one_reply_and_is_replaced(
+    grid: ResidentGrid, workers: ProcessWorkers
+) -> None:
     arrays = large_arrays()
     exchange(grid, arrays)
     replies = exchange(grid, arrays, config=ConfigRecord({"kill": 1}))
@@ -160,6 +162,8 @@ def test_a_killed_worker_costs_one_reply_and_is_replaced(grid: ResidentGrid) -> 
     after = exchange(grid, arrays)
     calls = {p: reply.content["metrics"]["calls"] for p, reply in after.items()}
     assert calls == {0: 3, 1: 2, 2: 3, 3: 3, 4: 3}
+    names = {path.name.rpartition("-")[0] for path in workers.folder.glob("*worker-*")}
+    assert len(names) <= 2 * NUM_WORKERS
 
 
 def test_a_worker_that_is_killed_while_idle_is_replaced(grid: ResidentGrid) -> None:

@@ -164,7 +164,7 @@ def test_without_fork_several_cores_take_ray(monkeypatch: pytest.MonkeyPatch) ->
     assert resolve_kind(EngineConfig(), Machine(4, 0, True)) == "ray"
     assert resolve_kind(EngineConfig(), Machine(4, 0, False)) == "in-process"
     with pytest.raises(
-        ConfigError, match=r"engine.kind=processes: needs .* fork; set engine.kind=ray"
+        ConfigError, match=r"engine.kind=processes: is for Linux alone.* set engine.kind=ray"
     ):
         resolve_workers(EngineConfig(kind="processes"), 5)
 
