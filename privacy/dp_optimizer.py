@@ -83,6 +83,21 @@ class _NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
             parameter.grad /= self.expected_batch_size
 
 
+class _ChannelsFirstHooks(GradSampleHooks):
+    """Hands Opacus what it takes for granted: images that lie channels first in memory.
+
+    It cuts the inputs of a convolution into patches by strides that it does not look up, and would
+    read other pixels of images that lie channels last, without an error.
+    """
+
+    def capture_activations_hook(
+        self, module: nn.Module, forward_input: list[torch.Tensor], forward_output: torch.Tensor
+    ) -> None:
+        """Keep what the layer saw."""
+        inputs = [tensor.contiguous() for tensor in forward_input]
+        super().capture_activations_hook(module, inputs, forward_output)
+
+
 class ExampleGradients:
     """DP-SGD's gradient for one model: every example's own, clipped, summed, noised.
 
@@ -101,7 +116,7 @@ class ExampleGradients:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Inside the block the model's backward passes keep per-example gradients."""
-        hooks = GradSampleHooks(self._parameters.model, loss_reduction="sum", strict=True)
+        hooks = _ChannelsFirstHooks(self._parameters.model, loss_reduction="sum", strict=True)
         try:
             with warnings.catch_warnings():
                 # Images need no gradient, which is what torch's hooks warn of.

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from core.config import ModelConfig
 from core.parameters import ParameterVector
 from models.convnet import ConvNet
+from models.registry import build_model
 from privacy import dp_optimizer
 from privacy.dp_optimizer import ExampleGradients, unfit_layers
 from privacy.mechanism import GaussianSums
@@ -36,9 +38,11 @@ class Case:
         num_classes: int = 3,
         width: int = 4,
         depth: int = 2,
+        model: nn.Module | None = None,
     ) -> None:
         torch.manual_seed(seed)
-        model = ConvNet(image, num_classes, width=width, depth=depth).double()
+        model = model or ConvNet(image, num_classes, width=width, depth=depth)
+        model = model.double()
         self.parameters = ParameterVector(model)
         self.inputs = torch.randn(num_examples, *image, dtype=torch.float64)
         self.labels = torch.randint(num_classes, (num_examples,))
@@ -74,6 +78,35 @@ def test_equals_one_backward_pass_per_example(clip: float, size: int) -> None:
     expected = case.literal(batch, clip) / 7.0
     found = case.filled(batch, mechanism(clip, 0.0, NoNoise()), 7.0)
     # Opacus divides by the norm plus 1e-6, so that it clips a little below C.
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-9)
+
+
+class ChannelsLast(nn.Module):
+    """A user's network that lays its images out channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(4, 6, 3, padding=1, groups=2)
+        self.last = nn.Linear(6 * 4 * 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        logits: torch.Tensor = self.last(self.second(self.first(x).tanh()).tanh().flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("name", ["convnet", "cnn", "resnet18", "channels-last"])
+def test_equals_one_backward_pass_per_example_of_every_model_on_colour_images(name: str) -> None:
+    if name == "channels-last":
+        model: nn.Module = ChannelsLast()
+    else:
+        keys = {"width": 4} if name == "convnet" else {}
+        model = build_model(ModelConfig(name=name, **keys), (3, 8, 8), 3, seed=0)
+    case = Case(4, image=(3, 8, 8), model=model)
+    batch = torch.arange(4)
+    expected = case.literal(batch, 1.0)
+    found = case.filled(batch, mechanism(1.0, 0.0, NoNoise()))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-9)
 
 
