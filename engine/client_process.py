@@ -15,8 +15,11 @@ import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from flwr.app import Error, Message
+
 from engine.channel import Channel, RecordFile, read_record
-from engine.client_call import load_client_app
+from engine.client_call import Outcome, load_client_app
+from engine.flwr_seam import CLIENT_CRASHED
 from engine.resident_client import ResidentClient
 
 NAME_BYTES = 16
@@ -60,11 +63,20 @@ def _work(channel: Channel, client_app: str, client_threads: int) -> None:
         channel.send(os.getpid())
         while True:
             try:
-                request = channel.receive()
+                message, parts, context = channel.receive()
             except (EOFError, OSError):
                 code = 0
                 return
-            channel.send(client.call(*request))
+            outcome = client.call(message, parts, context)
+            try:
+                channel.send(outcome)
+            except ConnectionError:
+                raise
+            except OSError as error:  # nothing has gone out yet: its file could not be written
+                reason = f"{type(error).__name__}: the reply cannot be written: {error.strerror}"
+                channel.send(
+                    Outcome(Message(Error(CLIENT_CRASHED, reason), reply_to=message), None)
+                )
     except BaseException:
         traceback.print_exc()
     finally:

@@ -83,10 +83,27 @@ class ProcessWorkers:
             self._start_worker()
 
     def submit(self, message: Message, context: Context) -> None:
-        """Queue one call, its large records in files that all workers read."""
+        """Queue one call, its large records in files that all workers read.
+
+        Waits for the first worker at the first call, so that no round's timeout pays for imports.
+
+        Raises:
+            RunError: The ClientApp cannot be imported, no worker can be started, or there is no
+                room for the files.
+        """
         assert not self._closed
+        self._await_first_worker()
         self._queue.append(self._store.call(message, context))
         self._hand_out()
+
+    def _await_first_worker(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._pids:
+            channels = {channel.connection: channel for channel in self._starting}
+            ready = wait(list(channels), max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise self._no_start(f"nothing came of it within {START_TIMEOUT_S} s")
+            self._welcome(channels[ready[0]])  # type: ignore[index]
 
     def next_reply(self, timeout: float | None) -> Outcome | None:
         """Wait for the next finished call; see `engine.grid.Workers`.

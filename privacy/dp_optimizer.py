@@ -83,7 +83,7 @@ class _NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
             parameter.grad /= self.expected_batch_size
 
 
-class _ChannelsFirstHooks(GradSampleHooks):
+class _ChannelsFirstHooks(GradSampleHooks):  # type: ignore[misc]
     """Hands Opacus what it takes for granted: images that lie channels first in memory.
 
     It cuts the inputs of a convolution into patches by strides that it does not look up, and would

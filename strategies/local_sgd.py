@@ -80,17 +80,19 @@ def train_locally(
         "momentum": config.momentum,
         "weight_decay": config.weight_decay,
     }
-    for loss_sum in steps:
+    try:
+        for loss_sum in steps:
+            if apart:
+                parameters.step_apart_(velocity, **sizes)
+            else:
+                if correction is not None:
+                    parameters.gradient.add_(correction(parameters.values))
+                sgd_step_(parameters.values, parameters.gradient, velocity, **sizes)
+            total += loss_sum
+            count_step()
+    finally:
         if apart:
-            parameters.step_apart_(velocity, **sizes)
-        else:
-            if correction is not None:
-                parameters.gradient.add_(correction(parameters.values))
-            sgd_step_(parameters.values, parameters.gradient, velocity, **sizes)
-        total += loss_sum
-        count_step()
-    if apart:
-        parameters.restore_gradient()
+            parameters.restore_gradient()
     if mechanism is not None:
         return math.nan
     return float(total) / (config.local_epochs * len(examples))

@@ -1,5 +1,6 @@
 """Clients in forked processes: replies as in one process, and nothing left behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from engine.flwr_seam import Run, run_identity
 from engine.grid import ResidentGrid
 from engine.process_workers import ProcessWorkers
 from engine.serial_workers import SerialWorkers
+from tests.integration.grid_calls import exchange, large_arrays
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -44,30 +46,6 @@ def workers() -> Iterator[ProcessWorkers]:
 @pytest.fixture
 def grid(workers: ProcessWorkers, run: Run) -> ResidentGrid:
     return ResidentGrid(workers, num_partitions=NUM_PARTITIONS, run_config={"factor": 0.5}, run=run)
-
-
-def large_arrays() -> ArrayRecord:
-    weights = np.random.default_rng(0).normal(size=(100, 400))
-    return ArrayRecord({"w": Array(weights)})
-
-
-def exchange(
-    grid: ResidentGrid,
-    arrays: ArrayRecord | None = None,
-    *,
-    kind: str = "train",
-    config: ConfigRecord | None = None,
-    timeout: float | None = None,
-) -> dict[int, Message]:
-    """Send one message to each partition and file the replies by partition."""
-    content = RecordDict({"config": config or ConfigRecord()})
-    if arrays is not None:
-        content["arrays"] = arrays
-    messages = [Message(content, node_id, kind) for node_id in grid.get_node_ids()]
-    replies = list(grid.send_and_receive(messages, timeout=timeout))
-    filed = {grid.partition_of(reply.metadata.src_node_id): reply for reply in replies}
-    assert len(filed) == len(replies)
-    return filed
 
 
 def process_ids(grid: ResidentGrid) -> set[int]:
@@ -175,6 +153,37 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(grid: ResidentGrid) -> N
     assert not any(reply.has_error() for reply in exchange(grid, kind="query.process").values())
 
 
+def test_a_reply_that_cannot_be_written_is_told_and_the_worker_lives_on(run: Run) -> None:
+    workers = ProcessWorkers(CLIENT, num_workers=1)
+    try:
+        grid = ResidentGrid(workers, num_partitions=2, run_config={"factor": 1.0}, run=run)
+        before = process_ids(grid)
+        for reply in exchange(grid, large_arrays(), config=ConfigRecord({"full": 1})).values():
+            assert reply.has_error()
+            assert (reply.error.reason or "").startswith("OSError: the reply cannot be written")
+        assert process_ids(grid) == before
+    finally:
+        workers.close()
+
+
+def test_a_request_that_cannot_be_written_ends_the_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = ProcessWorkers(CLIENT, num_workers=1)
+    try:
+        grid = ResidentGrid(workers, num_partitions=2, run_config={"factor": 1.0}, run=run)
+        process_ids(grid)
+
+        def fail(*arguments: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("engine.process_workers.write_record", fail)
+        with pytest.raises(RunError, match=r"No space left on device; give it more room, or set"):
+            exchange(grid, large_arrays())
+    finally:
+        workers.close()
+
+
 def test_closing_ends_all_and_removes_all(run: Run) -> None:
     workers = ProcessWorkers(CLIENT, num_workers=2)
     grid = ResidentGrid(workers, num_partitions=3, run_config={"factor": 1.0}, run=run)
@@ -191,9 +200,8 @@ def test_an_app_that_cannot_be_imported_is_told(run: Run) -> None:
     workers = ProcessWorkers("no_such_module:app", num_workers=2)
     try:
         message = Message(RecordDict(), 2, "train")
-        workers.submit(message, Context(7, 2, {}, RecordDict(), {}))
         with pytest.raises(RunError, match=r"No module named 'no_such_module'.*in-process"):
-            workers.next_reply(None)
+            workers.submit(message, Context(7, 2, {}, RecordDict(), {}))
     finally:
         workers.close()
     assert not workers.folder.exists()

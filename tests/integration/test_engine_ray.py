@@ -19,6 +19,7 @@ from engine.placement import WorkerPlan
 from engine.ray_instance import OwnRay
 from engine.ray_workers import RayWorkers
 from engine.serial_workers import SerialWorkers
+from tests.integration.grid_calls import exchange, large_arrays
 
 CLIENT = "tests.unit.engine.counting_client:app"
 NUM_PARTITIONS = 5
@@ -45,30 +46,6 @@ def workers() -> Iterator[RayWorkers]:
 @pytest.fixture
 def grid(workers: RayWorkers, run: Run) -> ResidentGrid:
     return ResidentGrid(workers, num_partitions=NUM_PARTITIONS, run_config={"factor": 0.5}, run=run)
-
-
-def large_arrays() -> ArrayRecord:
-    weights = np.random.default_rng(0).normal(size=(100, 400))
-    return ArrayRecord({"w": Array(weights)})
-
-
-def exchange(
-    grid: ResidentGrid,
-    arrays: ArrayRecord | None = None,
-    *,
-    kind: str = "train",
-    config: ConfigRecord | None = None,
-    timeout: float | None = None,
-) -> dict[int, Message]:
-    """Send one message to each partition and file the replies by partition."""
-    content = RecordDict({"config": config or ConfigRecord()})
-    if arrays is not None:
-        content["arrays"] = arrays
-    messages = [Message(content, node_id, kind) for node_id in grid.get_node_ids()]
-    replies = list(grid.send_and_receive(messages, timeout=timeout))
-    filed = {grid.partition_of(reply.metadata.src_node_id): reply for reply in replies}
-    assert len(filed) == len(replies)
-    return filed
 
 
 def processes(grid: ResidentGrid) -> list[ConfigRecord]:
