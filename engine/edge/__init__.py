@@ -1,0 +1,1 @@
+"""A federation on real machines: its credentials, its processes and its containers."""
