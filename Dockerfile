@@ -30,7 +30,8 @@ RUN /opt/tessera/bin/pip install --constraint constraints.txt \
     ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
 COPY deploy/client.txt ./
 RUN /opt/tessera/bin/pip install --constraint constraints.txt --requirement client.txt
-RUN /opt/tessera/bin/python -m compileall -q -j 0 /opt/tessera/lib \
+# Files for other versions of Python do not compile, and need not.
+RUN { /opt/tessera/bin/python -m compileall -qq -j 0 /opt/tessera/lib || true ; } \
     && printf '/opt/code\n/opt/server\n' \
     > "$(/opt/tessera/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tessera.pth"
 
@@ -40,7 +41,7 @@ COPY deploy/server.txt ./
 RUN /opt/tessera/bin/pip install --constraint constraints.txt --requirement server.txt \
     --prefix /opt/prefix \
     && mv /opt/prefix/lib/python3*/site-packages /opt/server \
-    && /opt/tessera/bin/python -m compileall -q -j 0 /opt/server
+    && { /opt/tessera/bin/python -m compileall -qq -j 0 /opt/server || true ; }
 
 # Tessera itself.
 FROM packages AS code

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError, Problem, RecordError
-from engine.edge import credentials
-from engine.edge.credentials import private_folder, write_public
+from engine.edge import authority
+from engine.edge.authority import private_folder, write_public
 
 SCHEMA = 1
 CONNECTION = "tessera"
@@ -199,8 +199,8 @@ def initialise(
     _refuse(names, count, given_port, control_port, project)
 
     private_folder(folder)
-    authority = credentials.ensure_authority(folder / "ca")
-    new_certificate = credentials.ensure_server(folder / "server", authority, names)
+    signer = authority.ensure_authority(folder / "ca")
+    new_certificate = authority.ensure_server(folder / "server", signer, names)
     known = {client.name: client for client in (there.clients if there else ())}
     new_clients: list[str] = []
     made: list[EdgeClient] = []
@@ -215,7 +215,7 @@ def initialise(
                     f"{folder / 'deploy.json'}; what it spent of its privacy stays with the old one"
                 )
             new_clients.append(name)
-        print_ = credentials.ensure_client_key(own)
+        print_ = authority.ensure_client_key(own)
         client = EdgeClient(name=name, partition_id=partition, fingerprint=print_)
         if name in known and known[name] != client:
             raise RecordError(
@@ -245,7 +245,7 @@ def _refuse(hosts: Sequence[str], clients: int, port: int, control_port: int, pr
     problems = []
     for host in hosts:
         try:
-            credentials.general_name(host)
+            authority.general_name(host)
         except ValueError:
             rule = "must be a host name or an address, without a port"
             problems.append(Problem("--host", host, rule))

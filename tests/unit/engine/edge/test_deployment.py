@@ -24,7 +24,12 @@ def test_what_is_made_is_what_is_read(tmp_path: Path) -> None:
     assert made.deployment.control_port == 9444
     assert made.new_clients == ("client-0", "client-1")
     own = tmp_path / "d/clients/client-1"
-    assert sorted(path.name for path in own.iterdir()) == ["ca.crt", "client.json", "key", "key.pub"]
+    assert sorted(path.name for path in own.iterdir()) == [
+        "ca.crt",
+        "client.json",
+        "key",
+        "key.pub",
+    ]
     told = json.loads((own / "client.json").read_text())
     assert told == {"partition_id": 1, "name": "client-1"}
 
