@@ -1,4 +1,4 @@
-"""``tessera``: run, compare, report, doctor, privacy.
+"""``tessera``: run, compare, report, doctor, privacy, deploy.
 
 A command says what it found as an `Outcome`; how it is printed, and which exit code an error ends
 with, is settled here once for all of them. Commands import what they need themselves, so that
@@ -22,6 +22,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from cli.deploy import app as deploy_app
 from cli.keys import KeyCommand
 from cli.outcome import EPILOG, INTERRUPTED, Json, Outcome
 from cli.privacy import app as privacy_app
@@ -200,7 +201,7 @@ def run(
     """
     if resume is not None:
         return _resume(resume, settings or [], dry_run, report)
-    config = _parse(settings or [])
+    config = parse(settings or [])
     if dry_run:
         from cli import dry_run as dry
         from core.records import RunFolder
@@ -215,7 +216,7 @@ def run(
 
     with shown_progress(sys.stdout) as progress:
         folder = run_federation(config, progress)
-    return _ran(folder, report)
+    return ran(folder, report)
 
 
 def _resume(path: Path, settings: list[str], dry_run: bool, report: bool) -> Outcome:
@@ -228,10 +229,10 @@ def _resume(path: Path, settings: list[str], dry_run: bool, report: bool) -> Out
 
     changes = parse_assignments(settings)
     with shown_progress(sys.stdout) as progress:
-        return _ran(resume(path, progress, changes), report)
+        return ran(resume(path, progress, changes), report)
 
 
-def _ran(folder: Path, report: bool) -> Outcome:
+def ran(folder: Path, report: bool) -> Outcome:
     """The outcome of a run that is complete."""
     from report.loading import load_run
 
@@ -376,9 +377,10 @@ def doctor(
 
 
 app.add_typer(privacy_app, name="privacy")
+app.add_typer(deploy_app, name="deploy")
 
 
-def _parse(words: list[str]) -> RunConfig:
+def parse(words: list[str]) -> RunConfig:
     """Parse ``key=value`` words; raises every problem of form and of content at once."""
     from core.config import parse_assignments
     from strategies.table import parse_config

@@ -68,13 +68,19 @@ def resume(
         RecordError: There is no run to go on with, or it cannot go on; names file and reason.
     """
     folder = RunFolder.open(path)
-    config = _config_to_resume(folder, changes)
+    config = config_to_resume(folder, changes)
     if (folder.path / "run.json").exists() and folder.read_json("run").get("status") == "complete":
         return folder.path
     return _simulate(config, progress, resumes=True, keep_data=keep_data)
 
 
-def _config_to_resume(folder: RunFolder, changes: Mapping[str, object]) -> RunConfig:
+def config_to_resume(folder: RunFolder, changes: Mapping[str, object]) -> RunConfig:
+    """The configuration that a run goes on with.
+
+    Raises:
+        ConfigError: A key in `changes` can change a result, or its value is refused.
+        RecordError: Its configuration is not of this version.
+    """
     free = NOT_SETTINGS - {"name", "runs"}  # the run keeps its place
     rule = f"a run goes on as it began; only {', '.join(sorted(free))} may change"
     refused = [Problem(key, str(changes[key]), rule) for key in changes if key not in free]

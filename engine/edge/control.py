@@ -209,11 +209,12 @@ class Control:
 
     def _error(self, words: Sequence[str], told: str) -> RunError:
         port = self.deployment.control_port
-        if any(sign in told.lower() for sign in _NOT_REACHABLE):
+        signs = [line for line in told.splitlines() if _unreachable(line)]
+        if signs:
             return NotReachableError(
                 f"the SuperLink does not answer at 127.0.0.1:{port}: is it up? "
                 f"tessera deploy up starts it, tessera deploy logs superlink tells why it ended "
-                f"({_first_line(told)})"
+                f"({signs[0].strip()})"
             )
         return RunError(f"flwr {words[0]} failed: {told or 'it said nothing'}")
 
@@ -266,5 +267,5 @@ def _to_run(found: Mapping[str, Any]) -> NetworkRun:
     )
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+def _unreachable(line: str) -> bool:
+    return any(sign in line.lower() for sign in _NOT_REACHABLE)

@@ -1,0 +1,349 @@
+"""A run on a deployment: started, followed while it goes on, and its folder brought home.
+
+The server writes run folders into the deployment's state, which is on this machine, for the
+SuperLink is asked by way of loopback alone. So a run is followed by its own records.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core.config import RunConfig
+from core.errors import RecordError, RunError
+from core.records import RoundRecord, RunFolder
+from engine.edge.authority import private_folder, write_public
+from engine.edge.compose import checkout
+from engine.edge.control import Control, NetworkRun, NotReachableError
+from engine.edge.deployment import Deployment
+from server.progress import Progress
+
+SCHEMA = 1
+NETWORK_FILE = "network"
+
+_LOOK_EVERY_S = 0.5
+_ASK_EVERY_S = 10.0
+"""The SuperLink is asked less often: a command of Flower's takes a second of processor time."""
+
+_SILENCE_S = 180.0
+"""A SuperLink that does not answer for so long is given up; a restart takes less."""
+
+_SETTLE_S = 60.0
+"""After a run's record says that it is over, the SuperLink says so too within this."""
+
+
+class LostRunError(RunError):
+    """The SuperLink is gone, or the run is not among its runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteRun:
+    """A run on a deployment.
+
+    Attributes:
+        name: Of its folder.
+        run_id: The SuperLink's.
+        rounds: Planned.
+        runs: Folder of run folders that it is brought home to.
+    """
+
+    name: str
+    run_id: str
+    rounds: int
+    runs: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        exit_code: What its records say a command that ran it ends with.
+        failure: Why it failed; empty where it did not.
+        network: As the SuperLink saw it.
+    """
+
+    exit_code: int
+    failure: str
+    network: NetworkRun
+
+
+def refuse_no_nodes(control: Control) -> int:
+    """The number of nodes that are online.
+
+    Raises:
+        RunError: None is, or the SuperLink does not answer.
+    """
+    nodes = control.nodes()
+    online = sum(node.status == "online" for node in nodes)
+    if online == 0:
+        known = f"{len(nodes)} are registered" if nodes else "none is registered"
+        raise RunError(
+            f"no client is online ({known}): tessera deploy up starts those of this machine, "
+            "tessera deploy client one on another; tessera deploy status tells"
+        )
+    return online
+
+
+def start(control: Control, config: RunConfig, runs: Path, *, resumes: bool = False) -> RemoteRun:
+    """Start a run, named, whose folder the server makes in the deployment's state.
+
+    Args:
+        control: Of the deployment.
+        config: What to run; it has a name.
+        runs: Where the folder is brought home to.
+        resumes: Whether it goes on with the folder that the server has.
+
+    Raises:
+        RecordError: Its folder is there already or, where it resumes, is not.
+        RunError: The SuperLink does not answer, or refuses.
+    """
+    deployment = control.deployment
+    if resumes:
+        RunFolder.open(deployment.server_runs / config.name)
+    else:
+        RunFolder.check_free(deployment.server_runs, config.name)
+        RunFolder.check_free(runs, config.name)
+    flat = config.flat() | {"name": config.name, "runs": str(deployment.server_runs)}
+    if resumes:
+        flat["resume"] = True
+    run_id = control.start(checkout(), flat)
+    run = RemoteRun(
+        name=config.name, run_id=run_id, rounds=config.rounds, runs=runs.expanduser().resolve()
+    )
+    _remember(deployment, run)
+    return run
+
+
+def recall(deployment: Deployment, name: str) -> RemoteRun:
+    """A run that was started before, by its name.
+
+    Raises:
+        RecordError: No run of that name was started from here.
+    """
+    path = _memory(deployment, name)
+    try:
+        told = json.loads(path.read_text())
+        return RemoteRun(
+            name=str(told["name"]),
+            run_id=str(told["run_id"]),
+            rounds=int(told["rounds"]),
+            runs=Path(told["runs"]),
+        )
+    except FileNotFoundError as error:
+        known = sorted(found.stem for found in path.parent.glob("*.json"))
+        raise RecordError(
+            f"no run {name!r} was started on this deployment; known: {', '.join(known) or 'none'}"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} is damaged: {error}") from error
+
+
+def follow(
+    control: Control,
+    run: RemoteRun,
+    progress: Progress,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Ended:
+    """Report on a run until it is over.
+
+    Args:
+        control: Of the deployment.
+        run: Which.
+        progress: Told as by a run on this machine, a round at a time.
+        say: Told what else a reader should know.
+        clock: Seconds.
+        sleep: Waits so many.
+
+    Raises:
+        RecordError: A record cannot be read.
+        LostRunError: The SuperLink is gone for `_SILENCE_S`, or does not know the run.
+    """
+    path = control.deployment.server_runs / run.name
+    watched = _Watched(path, run.rounds, progress)
+    asked = heard = clock()
+    over_since: float | None = None
+    network: NetworkRun | None = None
+    silent = False
+    while True:
+        watched.look()
+        now = clock()
+        if watched.over and over_since is None:
+            over_since, asked = now, now - _ASK_EVERY_S
+        if now - asked >= (1.0 if over_since is not None else _ASK_EVERY_S):
+            try:
+                network = control.run(run.run_id)
+                asked = heard = clock()
+                silent = False
+            except NotReachableError as error:
+                asked = clock()
+                if not silent:
+                    say(f"{error}; waiting for it")
+                silent = True
+                if asked - heard > _SILENCE_S:
+                    raise LostRunError(
+                        f"the SuperLink has not answered for {asked - heard:.0f} s; when it is "
+                        f"back, go on with: tessera deploy run --attach {run.name}"
+                    ) from error
+            if network is not None and network.finished:
+                break
+            if over_since is not None and clock() - over_since > _SETTLE_S and network is not None:
+                break  # the record is whole; the network's count may lack the last messages
+        sleep(_LOOK_EVERY_S)
+    watched.look()
+    return _ended(control, run, watched, network)
+
+
+def _ended(control: Control, run: RemoteRun, watched: _Watched, network: NetworkRun) -> Ended:
+    record = watched.record()
+    status = str(record.get("status", ""))
+    if watched.began:
+        watched.progress.run_ended(
+            status if status in ("complete", "failed", "interrupted") else "interrupted"
+        )
+    completed = network.status == "finished:completed"
+    if status == "complete" or (completed and not record):
+        return Ended(exit_code=0, failure="", network=network)
+    failure = str(record.get("failure") or "") or _why(control, run, network)
+    told = record.get("exit_code")
+    code = told if isinstance(told, int) and told else RunError.exit_code
+    return Ended(exit_code=code, failure=failure, network=network)
+
+
+def _why(control: Control, run: RemoteRun, network: NetworkRun) -> str:
+    """Why a run ended that made no record of it."""
+    lines: list[str] = []
+    with suppress(RunError):
+        lines = [line.rstrip() for line in control.log(run.run_id).splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    told = errors[-1].strip() if errors else ""
+    details = network.details.strip()
+    return told or f"{network.status}{f' ({details})' if details else ''}"
+
+
+class _Watched:
+    """A run folder that another process writes, told to a progress as it grows."""
+
+    def __init__(self, path: Path, rounds: int, progress: Progress) -> None:
+        self.path, self.rounds, self.progress = path, rounds, progress
+        self.began = False
+        self._size = -1
+        self._told = -1
+
+    @property
+    def over(self) -> bool:
+        """Whether its record says so."""
+        return self.record().get("status") in ("complete", "failed", "interrupted")
+
+    def record(self) -> Mapping[str, Any]:
+        """``run.json``; empty where there is none yet."""
+        if not (self.path / "run.json").is_file():
+            return {}
+        return RunFolder(self.path).read_json("run")
+
+    def look(self) -> None:
+        """Tell of what is new."""
+        if not (self.path / "run.json").is_file():
+            return
+        folder = RunFolder(self.path)
+        if not self.began:
+            self.began = True
+            before = folder.read_rounds()
+            self._told = before[-1].round if len(before) > 1 else -1
+            self.progress.run_started(self.path, self.rounds, max(0, self._told))
+        size = folder.rounds.stat().st_size if folder.rounds.is_file() else 0
+        if size == self._size:
+            return
+        self._size = size
+        records: Sequence[RoundRecord] = folder.read_rounds()
+        for record in records:
+            if record.round > self._told:
+                self._told = record.round
+                for client in record.clients:
+                    self.progress.client_replied(client)
+                self.progress.round_ended(record)
+                if record.round < self.rounds:
+                    self.progress.round_started(record.round + 1, 0, 0)
+
+
+def fetch(deployment: Deployment, run: RemoteRun, network: NetworkRun) -> Path:
+    """Copy a run's folder to where it is wanted, whole, with what the network counted.
+
+    A folder that is there already is an earlier copy of the same run, and is replaced.
+
+    Raises:
+        RecordError: There is nothing to copy, or it cannot be copied.
+    """
+    source = RunFolder.open(deployment.server_runs / run.name)
+    target = run.runs / run.name
+    earlier: list[dict[str, Any]] = []
+    if target.exists():
+        _refuse_other_run(target, source)
+        with suppress(RecordError):
+            told = RunFolder(target).read_json(NETWORK_FILE).get("runs", [])
+            earlier = [one for one in told if one.get("run_id") != network.run_id]
+    part, old = (target.with_name(f".{run.name}.{kind}") for kind in ("part", "old"))
+    try:
+        run.runs.mkdir(parents=True, exist_ok=True)
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+        shutil.copytree(source.path, part, symlinks=True, ignore=_unfinished)
+        part.chmod(0o755)
+        RunFolder(part).write_json(NETWORK_FILE, _network_json(earlier, network))
+        if target.exists():
+            target.rename(old)
+        part.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, shutil.Error) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise RecordError(
+            f"run folder {source.path} cannot be copied to {target}: {error}; it is whole where it "
+            f"is, and tessera deploy run --attach {run.name} tries again"
+        ) from error
+    return target
+
+
+def _network_json(earlier: list[dict[str, Any]], network: NetworkRun) -> dict[str, Any]:
+    """What the network counted, a part for each time that the run was started or resumed."""
+    parts = [*earlier, asdict(network)]
+    sums = {
+        key: sum(part[key] for part in parts)
+        for key in ("bytes_up", "bytes_down", "server_s", "client_s")
+    }
+    return {"schema": SCHEMA, **sums, "runs": parts}
+
+
+def _refuse_other_run(target: Path, source: RunFolder) -> None:
+    same = False
+    with suppress(RecordError):
+        theirs = RunFolder(target).read_json("run").get("identity")
+        same = theirs is not None and theirs == source.read_json("run").get("identity")
+    if not same:
+        raise RecordError(f"{target} is there and is another run; move it away")
+
+
+def _unfinished(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if name.startswith(".")}
+
+
+def _memory(deployment: Deployment, name: str) -> Path:
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise RecordError(f"{name!r} is no name of a run")
+    return deployment.folder / "runs" / f"{name}.json"
+
+
+def _remember(deployment: Deployment, run: RemoteRun) -> None:
+    path = _memory(deployment, run.name)
+    private_folder(path.parent)
+    values = asdict(run) | {"runs": str(run.runs), "started": datetime.now(UTC).isoformat()}
+    write_public(path, (json.dumps(values, indent=2) + "\n").encode())
