@@ -388,12 +388,14 @@ class Federation:
         self._parameters.load(state.weights)
         model = self._parameters.model
         test = workload.evaluate(model, "test")
+        counts = self._preparation.partition.class_counts
+        expected = expected_accuracies(test.per_class_accuracy, counts).tolist()
+        # A client that tells nobody what it holds has no mix to be judged on.
+        told = counts.sum(axis=1) > 0
         return FederatedEvaluation(
             validation=workload.evaluate(model, "validation"),
             test=test,
-            client_accuracy=expected_accuracies(
-                test.per_class_accuracy, self._preparation.partition.class_counts
-            ).tolist(),
+            client_accuracy=[a if known else None for a, known in zip(expected, told, strict=True)],
         )
 
 
