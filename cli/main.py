@@ -24,9 +24,10 @@ from typer.core import TyperGroup
 
 from cli.deploy import app as deploy_app
 from cli.keys import KeyCommand
-from cli.outcome import EPILOG, INTERRUPTED, Json, Outcome
+from cli.outcome import EPILOG, Json, Outcome
 from cli.privacy import app as privacy_app
 from core.errors import (
+    INTERRUPTED,
     ConfigError,
     DataError,
     DivergedError,

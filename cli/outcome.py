@@ -8,9 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from core.errors import ConfigError, DataError, RecordError, RunError, TesseraError
-
-INTERRUPTED = 130
+from core.errors import (
+    INTERRUPTED,
+    ConfigError,
+    DataError,
+    QuorumError,
+    RecordError,
+    RunError,
+    TesseraError,
+)
 
 EXIT_CODES: Mapping[int, str] = {
     0: "ok",
@@ -19,6 +25,7 @@ EXIT_CODES: Mapping[int, str] = {
     DataError.exit_code: "data missing or unfit",
     RunError.exit_code: "a run failed",
     RecordError.exit_code: "run folder missing, damaged or in the way",
+    QuorumError.exit_code: "too few clients joined or answered",
     INTERRUPTED: "interrupted",
 }
 """What each exit code means."""

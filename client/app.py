@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.attacks import malicious_clients, poison, tamper
 from client.loaded_examples import LoadedExamples
+from client.place import Place
 from client.private_update import PrivateUpdate, quiet_failures
 from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import numerics, resolve_device
 from core.errors import DataError
 from core.examples import Examples
+from core.installation import describe_installation
 from core.memory import FreedMemory, keep_freed_memory
 from core.parameters import ParameterVector
 from core.progress import StepCounter
-from core.records import RunFolder
+from core.records import RunFolder, write_whole
 from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
 from data.canaries import deal_canaries
+from data.dataset import ImageDataset
+from data.own import DataForm, load_own
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
 from privacy.ledger import owner_of
 from strategies.base import ClientTask, Strategy, model_seed
 from strategies.flower import from_flower, to_flower
+from strategies.private import refuse_large_delta
 from strategies.table import build_strategy, parse_config
 from workloads.vision import ImageClassification, open_workload
 
@@ -51,6 +59,7 @@ class Resident:
     """
 
     config: RunConfig
+    place: Place
     strategy: Strategy
     workload: ImageClassification
     partition: Partition
@@ -75,7 +84,13 @@ class Resident:
         return self.loaded.get(partition_id, lambda: self.workload.examples(indices))
 
     def owner(self, partition_id: int) -> str:
-        """Digest of the client's own images, by which its ledger is known; no canary is."""
+        """By what its ledger is known: its key, or in a simulation the digest of its own images.
+
+        No canary is its own. On a machine of its own a client's images may change, and what was
+        spent on those that stay would be forgotten.
+        """
+        if self.place.state:
+            return self.place.owner
         if partition_id not in self.owners:
             indices = torch.from_numpy(self.partition_without.clients[partition_id])
             own = self.workload.dataset.train.take(indices)
@@ -86,20 +101,20 @@ class Resident:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's update."""
-    resident = _resident(tuple(sorted(context.run_config.items())), context.run_id)
-    partition_id = int(context.node_config["partition-id"])
+    resident = _resident_of(context)
     if not resident.config.privacy.is_example_level:
-        return _update(message, resident, partition_id)
-    with quiet_failures(resident.folder, partition_id):
-        return _update(message, resident, partition_id)
+        return _update(message, resident)
+    with quiet_failures(resident.folder, resident.place.partition_id):
+        return _update(message, resident)
 
 
-def _update(message: Message, resident: Resident, partition_id: int) -> Message:
+def _update(message: Message, resident: Resident) -> Message:
     started = time.perf_counter()
     received = from_flower(message.content)
     round_number = int(received.settings["round"])
     resident.memory.release_if_grown()
     config, strategy = resident.config, resident.strategy
+    partition_id = resident.place.partition_id
     store = ClientStore(resident.folder.clients, partition_id, config.identity())
     malicious, attack = partition_id in resident.malicious, resident.config.attack
     examples = resident.examples(partition_id)
@@ -107,7 +122,7 @@ def _update(message: Message, resident: Resident, partition_id: int) -> Message:
         examples = poison(examples, resident.workload.num_classes, attack)
     private = None
     if config.privacy.is_example_level:
-        private = PrivateUpdate.of(config, resident.folder, partition_id, received)
+        private = PrivateUpdate.of(config, resident.folder, resident.place, received)
         if (again := private.sent_before()) is not None:
             return Message(to_flower(again), reply_to=message)
     task = ClientTask(
@@ -151,26 +166,83 @@ def _state(
 
 
 @app.query()
-def identify(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds."""
-    metrics = {"partition_id": int(context.node_config["partition-id"])}
-    return Message(to_flower(Record(metrics=metrics)), reply_to=message)
+def join(message: Message, context: Context) -> Message:
+    """Tell which partition this node holds, what is installed, and, of its own images, how many.
+
+    A client that cannot take part says why: what is wrong with its images, its folder of state, or
+    a run that its operator has not agreed to. In a private run that protects examples, neither
+    counts nor a digest are told, and of a failure no more than that there was one.
+    """
+    place = Place.of(context.node_config)
+    place.bind()
+    place.refuse_foreign_files(context.run_config)
+    config = parse_config(dict(context.run_config))
+    place.refuse_too_costly(config)
+    counts, digest = {}, "none"
+    if config.partition.scheme == "own":
+        text = str(from_flower(message.content).settings["federation"])
+        folder = place.run_folder(config, context.run_id)
+        write_whole(_form_file(folder, place), DataForm.from_text(text).to_text().encode())
+        private = config.privacy.is_example_level
+        quiet = quiet_failures(folder, place.partition_id) if private else contextlib.nullcontext()
+        with quiet:
+            own = _resident_of(context).workload.dataset.train
+        if not config.hides_counts:
+            digest = owner_of(own.images, own.labels)
+            classes = len(DataForm.from_text(text).class_names)
+            counts["class_counts"] = np.bincount(own.labels.numpy(), minlength=classes)
+    told = {"partition_id": place.partition_id, "keeps_state": int(bool(place.state))}
+    settings = {
+        "installation": json.dumps(describe_installation()),
+        "key": place.key or "none",
+        "data": digest,
+    }
+    return Message(to_flower(Record(counts, told, settings)), reply_to=message)
+
+
+@app.query("alive")
+def alive(message: Message, context: Context) -> Message:
+    """Give a sign of life, which comes after the reply to whatever was asked before."""
+    return Message(to_flower(Record()), reply_to=message)
+
+
+def _form_file(folder: RunFolder, place: Place) -> Path:
+    """Where a client keeps what the federation expects of its images."""
+    return folder.clients / f"partition-{place.partition_id:05d}.federation.json"
+
+
+def _resident_of(context: Context) -> Resident:
+    place = Place.of(context.node_config)
+    return _resident(tuple(sorted(context.run_config.items())), context.run_id, place)
 
 
 @lru_cache(maxsize=1)
-def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Resident:
+def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Place) -> Resident:
     keep_freed_memory()
+    place.bind()
+    place.refuse_foreign_files(dict(run_config))
     config = parse_config(dict(run_config))
+    place.refuse_too_costly(config)
     torch.set_num_threads(config.engine.client_threads)
-    folder = RunFolder(Path(config.runs).expanduser().resolve() / config.folder_name(run_id))
-    workload = open_workload(config, resolve_device(config.engine.device))
-    if folder.partition.is_file():
-        partition = Partition.read(folder.partition)
+    folder = place.run_folder(config, run_id)
+    device = resolve_device(config.engine.device)
+    if config.partition.scheme == "own":
+        dataset = _own_dataset(config, folder, place)
+        workload = ImageClassification(dataset, config.model, device)
+        partition = _held_by(place.partition_id, dataset)
     else:
-        partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
+        data = config.data
+        if place.state:
+            data = dataclasses.replace(data, root=place.data or data.root, download=False)
+        workload = open_workload(dataclasses.replace(config, data=data), device)
+        if not place.state and folder.partition.is_file():
+            partition = Partition.read(folder.partition)
+        else:
+            partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
     dealt = deal_canaries(config.canaries, workload.dataset, partition)
     return Resident(
         config=config,
+        place=place,
         strategy=build_strategy(config),
         workload=dataclasses.replace(workload, dataset=dealt.dataset),
         partition=dealt.partition,
@@ -182,6 +254,47 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int) -> Reside
         owners={},
         memory=FreedMemory(),
         malicious=malicious_clients(config),
+    )
+
+
+def _own_dataset(config: RunConfig, folder: RunFolder, place: Place) -> ImageDataset:
+    """The client's own images, as the federation that it has joined numbers their classes.
+
+    Raises:
+        DataError: They are missing or unfit, or too few.
+        ConfigError: A private run's delta is too large for as many.
+    """
+    path = _form_file(folder, place)
+    if not path.is_file():
+        raise DataError(
+            f"client {place.partition_id} is asked for an update and has not joined the run: it "
+            f"has no {path.name}; start the run again"
+        )
+    form = DataForm.from_text(path.read_text())
+    images = load_own(place.own_images(), form)
+    if len(images) < config.partition.min_examples:
+        raise DataError(
+            f"client {place.partition_id} holds {len(images)} images, below "
+            f"partition.min-examples={config.partition.min_examples}"
+        )
+    if config.privacy.is_example_level:
+        refuse_large_delta(config.privacy, [len(images)])
+    return form.dataset(images)
+
+
+def _held_by(partition_id: int, dataset: ImageDataset) -> Partition:
+    """A partition in which one client holds all there is here."""
+    others = tuple(np.zeros(0, np.int64) for _ in range(partition_id))
+    counts = np.zeros((partition_id + 1, dataset.num_classes), np.int64)
+    counts[partition_id] = np.bincount(dataset.train.labels.numpy(), minlength=dataset.num_classes)
+    return Partition(
+        scheme={"scheme": "own"},
+        source=dataset.name,
+        num_examples=len(dataset.train),
+        seed=0,
+        failed_attempts=(),
+        clients=(*others, np.arange(len(dataset.train), dtype=np.int64)),
+        class_counts=counts,
     )
 
 

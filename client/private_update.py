@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.place import Place
 from client.sent_replies import SentReplies, digest_of
 from core.config import RunConfig
 from core.errors import PrivacyError
 from core.records import RunFolder, write_whole
 from core.wire import Record
 from privacy.accounting import AccountantName, accountant_name
-from privacy.ledger import Budget, Charge, Ledger, ledger_folder, ledger_run
+from privacy.ledger import Budget, Charge, Ledger, ledger_run
 from privacy.mechanism import GaussianSums
 from privacy.noise import NoiseSource, noise_source
 from strategies.private import noised_steps
@@ -53,7 +54,7 @@ class PrivateUpdate:
         config: The run.
         ledgers: Folder of ledgers.
         run: What the ledger calls the run.
-        partition_id: Whose update.
+        place: Whose update.
         round: Which round's.
         noise_multiplier: sigma, as the server calibrated it; the ledger holds it to the budget.
         accountant: By which the ledger does so.
@@ -65,7 +66,7 @@ class PrivateUpdate:
     config: RunConfig
     ledgers: Path
     run: str
-    partition_id: int
+    place: Place
     round: int
     noise_multiplier: float
     accountant: AccountantName
@@ -75,7 +76,7 @@ class PrivateUpdate:
 
     @classmethod
     def of(
-        cls, config: RunConfig, folder: RunFolder, partition_id: int, received: Record
+        cls, config: RunConfig, folder: RunFolder, place: Place, received: Record
     ) -> PrivateUpdate:
         """What `received` asks for.
 
@@ -92,14 +93,14 @@ class PrivateUpdate:
             )
         return cls(
             config=config,
-            ledgers=ledger_folder(config, folder),
+            ledgers=place.ledgers(config, folder),
             run=ledger_run(config, folder),
-            partition_id=partition_id,
+            place=place,
             round=int(received.settings["round"]),
             noise_multiplier=sigma,
             accountant=accountant_name(str(received.settings["accountant"])),
             request=digest_of(received),
-            replies=SentReplies(folder.clients, partition_id, config.identity()),
+            replies=SentReplies(folder.clients, place.partition_id, config.identity()),
             retained_round=int(received.settings["retained-round"]),
         )
 
@@ -126,7 +127,8 @@ class PrivateUpdate:
             system_noise=source.is_system,
         )
         budget = Budget(privacy.epsilon, privacy.delta, self.accountant)
-        Ledger(self.ledgers, self.partition_id, owner).charge(charge, budget)
+        ledger = Ledger(self.ledgers, self.place.partition_id, owner)
+        ledger.charge(charge, *self.place.ceilings(budget))
         return self._mechanism(steps, source)
 
     def keep(self, reply: Record, mechanism: GaussianSums | None) -> None:

@@ -29,6 +29,7 @@ NOT_SETTINGS = frozenset(
     {
         "name",
         "runs",
+        "resume",
         "checkpoint-every",
         "data.root",
         "data.download",
@@ -36,6 +37,7 @@ NOT_SETTINGS = frozenset(
         "engine.workers",
         "engine.gpus-per-worker",
         "engine.ray-address",
+        "engine.join-timeout-s",
         "sinks.wandb",
         "sinks.mlflow",
         "sinks.project",
@@ -185,8 +187,8 @@ class PartitionConfig:
 
     scheme: str = choice(
         "dirichlet",
-        "how images are dealt to clients",
-        ["iid", "dirichlet", "pathological", "quantity"],
+        "how images are dealt to clients; own deals none: clients of a network bring their own",
+        ["iid", "dirichlet", "pathological", "quantity", "own"],
         read_if=("partition.file", ("",)),
     )
     clients: int = number(10, "number of clients (K)", least=1, most=1_000_000)
@@ -288,7 +290,12 @@ class EngineConfig:
         ["float32", "tf32", "bf16"],
     )
     round_timeout_s: float = number(
-        0.0, "seconds to wait for a round's replies; 0 waits for all", least=0
+        0.0,
+        "seconds to wait for a round's replies; 0 waits for all, and on a network for one hour",
+        least=0,
+    )
+    join_timeout_s: float = number(
+        120.0, "seconds within which all clients of a network must have joined", above=0
     )
 
 
@@ -306,8 +313,13 @@ class CohortConfig:
         least=0,
         most=10,
     )
+    quorum: int = number(
+        1, "fewest replies of which a round is made; one with fewer is discarded", least=1
+    )
     max_empty_rounds: int = number(
-        3, "rounds in a row in which no reply counts, after which the run is given up", least=1
+        3,
+        "rounds in a row without a quorum of replies that count, after which the run is given up",
+        least=1,
     )
 
 
@@ -515,6 +527,9 @@ class RunConfig:
     )
     runs: str = text(
         ".runs", "folder that run folders are made in", "a folder", lambda value: bool(value)
+    )
+    resume: bool = flag(
+        False, "on a network, go on with the run folder of this name; here it is an option"
     )
     evaluate_every: int = number(
         1, "rounds between evaluations; the last is always evaluated", least=1
@@ -726,6 +741,15 @@ def _conflicts(config: RunConfig) -> Iterable[Problem]:
     if cohort.size > clients:
         rule = f"must be at most partition.clients={clients}; 0 takes all"
         yield Problem("cohort.size", str(cohort.size), rule)
+    wanted = cohort.size or clients
+    if cohort.quorum > wanted:
+        rule = f"must be at most the {wanted} replies that a round takes, or no round could be made"
+        yield Problem("cohort.quorum", str(cohort.quorum), rule)
+    if config.resume and not config.name:
+        rule = "needs the name of the run folder; give name=..."
+        yield Problem("resume", "true", rule)
+    if config.partition.scheme == "own":
+        yield from _conflicts_of_own_data(config)
     if cohort.over_sampling and not 0 < cohort.size < clients:
         rule = (
             f"adds to cohort.size={cohort.size}, which must be from 1 to {clients - 1}, below "
@@ -750,6 +774,18 @@ def _conflicts(config: RunConfig) -> Iterable[Problem]:
             if value != default:
                 rule = "is read only with faults.straggler-rate above 0; leave it out"
                 yield Problem(key, f"{value:g}", rule)
+
+
+def _conflicts_of_own_data(config: RunConfig) -> Iterable[Problem]:
+    """What only works where the images are dealt from here."""
+    for key, value, default in (
+        ("canaries.kind", config.canaries.kind, "none"),
+        ("attack.kind", config.attack.kind, "none"),
+        ("data.train-examples", config.data.train_examples, 0),
+    ):
+        if value != default:
+            rule = "is not possible with partition.scheme=own, where clients bring their own images"
+            yield Problem(key, str(value), f"{rule}; leave it out")
 
 
 def _build(

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+INTERRUPTED = 130
+"""What a command ends with that the user interrupted, as shells have it."""
+
 
 class TesseraError(ValueError):
     """Base of every error a user can mend."""
@@ -31,6 +34,12 @@ class RunError(TesseraError):
 
 class PrivacyError(RunError):
     """What was about to be done would break a promise of privacy; it was not done."""
+
+
+class QuorumError(RunError):
+    """Too few clients joined, or too few replies came, for the federation to go on."""
+
+    exit_code = 6
 
 
 class DivergedError(RunError):

@@ -4,6 +4,8 @@ Layout, all paths relative to the run folder::
 
     run.json               status, failure, command, identity, data, class names, times, schema
     config.json            the resolved configuration, flat keys
+    nodes.json             on a network: which node, key and images each client had
+    network.json           on a network: what it counted, bytes and seconds
     environment.json       versions, hardware, git commit
     partition.json         which training image went to which client, with failed attempts
     privacy.json           the privacy statement

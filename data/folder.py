@@ -50,7 +50,7 @@ def _list_splits(config: DataConfig) -> dict[str, dict[str, list[Path]]]:
         raise DataError(f"data.source={config.source}: there is no folder {root}")
     split_folders = {title: root / title for title in _SPLITS if (root / title).is_dir()}
     if not split_folders:
-        return {"train": _list_classes(root)}
+        return {"train": _at_least_two(root, list_classes(root))}
     if "train" not in split_folders:
         raise DataError(
             f"data.source={config.source}: {root} has {', '.join(split_folders)} and no train "
@@ -59,7 +59,10 @@ def _list_splits(config: DataConfig) -> dict[str, dict[str, list[Path]]]:
     for entry in sorted(root.iterdir()):
         if entry.name not in split_folders:
             raise DataError(f"{entry} is none of the folders {', '.join(_SPLITS)}; move it away")
-    splits = {title: _list_classes(folder) for title, folder in split_folders.items()}
+    splits = {
+        title: _at_least_two(folder, list_classes(folder))
+        for title, folder in split_folders.items()
+    }
     for title, classes in splits.items():
         for name in classes.keys() - splits["train"].keys():
             raise DataError(
@@ -69,7 +72,12 @@ def _list_splits(config: DataConfig) -> dict[str, dict[str, list[Path]]]:
     return splits
 
 
-def _list_classes(folder: Path) -> dict[str, list[Path]]:
+def list_classes(folder: Path) -> dict[str, list[Path]]:
+    """Image files by the name of their class folder, in order.
+
+    Raises:
+        DataError: Something lies there that is not a class folder, or one holds no image.
+    """
     classes = {}
     for entry in _visible(folder):
         if not entry.is_dir():
@@ -81,6 +89,10 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
         if not files:
             raise DataError(f"class folder {entry} holds no image; add some or remove it")
         classes[entry.name] = files
+    return classes
+
+
+def _at_least_two(folder: Path, classes: dict[str, list[Path]]) -> dict[str, list[Path]]:
     if len(classes) < 2:
         raise DataError(f"{folder} has {len(classes)} class folders; there must be at least 2")
     return classes

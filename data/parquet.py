@@ -26,7 +26,7 @@ _LABEL_NAMES = ("label", "labels", "fine_label")
 
 
 @dataclass(frozen=True, slots=True)
-class _Columns:
+class Columns:
     """Which columns hold what, and the names of the classes where the file tells them."""
 
     image: str
@@ -40,7 +40,7 @@ def check(config: DataConfig) -> None:
     Raises:
         DataError: Names what is missing.
     """
-    _columns(_list_splits(config))
+    common_columns(_files(_list_splits(config)))
 
 
 def load(config: DataConfig, seed: int) -> Source:
@@ -50,8 +50,8 @@ def load(config: DataConfig, seed: int) -> Source:
         DataError: As `check`; or an image or label is missing, damaged or unlike the others.
     """
     splits = _list_splits(config)
-    columns = _columns(splits)
-    found = {title: _read_split(files, columns, title) for title, files in splits.items()}
+    columns = common_columns(_files(splits))
+    found = {title: read_files(files, columns, title) for title, files in splits.items()}
     names = columns.class_names or _numbered(found["train"], config.source)
     channels = found["train"].images.shape[1]
     return Source(names, (MEAN,) * channels, (STD,) * channels, **found)
@@ -83,9 +83,18 @@ def _list_splits(config: DataConfig) -> dict[str, list[Path]]:
     )
 
 
-def _columns(splits: dict[str, list[Path]]) -> _Columns:
-    first: _Columns | None = None
-    for file in (file for files in splits.values() for file in files):
+def _files(splits: dict[str, list[Path]]) -> list[Path]:
+    return [file for files in splits.values() for file in files]
+
+
+def common_columns(files: list[Path]) -> Columns:
+    """The columns of files of one data set, from their footers; at least one file.
+
+    Raises:
+        DataError: A file is none, lacks a column, or has others than the first.
+    """
+    first: Columns | None = None
+    for file in files:
         try:
             schema = pq.read_schema(file)
         except (OSError, pa.ArrowException) as error:
@@ -94,17 +103,17 @@ def _columns(splits: dict[str, list[Path]]) -> _Columns:
         first = first or found
         if found != first:
             raise DataError(
-                f"{file} and {splits['train'][0]} differ in image column, label column or class "
+                f"{file} and {files[0]} differ in image column, label column or class "
                 "names; files of one data set must agree"
             )
     assert first is not None
     return first
 
 
-def _columns_of(schema: pa.Schema, file: Path) -> _Columns:
+def _columns_of(schema: pa.Schema, file: Path) -> Columns:
     images = [field.name for field in schema if _holds_images(field.type)]
     labels = [field.name for field in schema if pa.types.is_integer(field.type)]
-    return _Columns(
+    return Columns(
         image=_select(images, _IMAGE_NAMES, f"{file}: image column (bytes)", schema),
         label=(label := _select(labels, _LABEL_NAMES, f"{file}: label column (integers)", schema)),
         class_names=_class_names(schema, label, file),
@@ -145,7 +154,17 @@ def _class_names(schema: pa.Schema, label: str, file: Path) -> tuple[str, ...] |
         raise DataError(f"{file}: its huggingface metadata does not describe {label!r}") from error
 
 
-def _read_split(files: list[Path], columns: _Columns, title: str) -> LabelledImages:
+def read_files(files: list[Path], columns: Columns, title: str) -> LabelledImages:
+    """Decode all rows, in order.
+
+    Args:
+        files: At least one.
+        columns: As `common_columns` found them.
+        title: What the images are for, for the error message.
+
+    Raises:
+        DataError: An image or label is missing, damaged or unlike the others.
+    """
     items: list[tuple[str, bytes | Path]] = []
     labels = []
     for file in files:

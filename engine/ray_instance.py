@@ -18,8 +18,9 @@ from ray.job_config import JobConfig
 
 from core.config import EngineConfig
 from core.errors import RunError
+from core.installation import describe_installation
 from engine.placement import Machine, WorkerPlan, resolve_workers
-from engine.ray_start import describe_installation
+from engine.ray_start import SOURCES
 
 PROBE_TIMEOUT_S = 5
 """Seconds that a cluster's address may take to accept a connection; Ray itself retries for 107."""
@@ -30,7 +31,7 @@ class Requirements:
     """What a node must have before clients may run on it.
 
     Attributes:
-        installation: As `engine.ray_start.describe_installation` has it here; empty where the node
+        installation: As `core.installation.describe_installation` has it here; empty where the node
             is this machine.
         shared_folder: Folder that the node must see, as the configuration names it; None if none.
         token: A file in that folder, which nobody else could have made.
@@ -161,7 +162,7 @@ class JoinedRay:
 
     def requirements(self) -> Requirements:
         """The installation of this process, and sight of the shared folder."""
-        return Requirements(describe_installation(), self._shared_folder, self._token)
+        return Requirements(describe_installation(SOURCES), self._shared_folder, self._token)
 
     def stop(self) -> None:
         """Disconnect: the cluster ends this process's actors and nothing else."""

@@ -6,41 +6,17 @@ nothing but Python.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-PACKAGES = ("torch", "flwr", "numpy", "tessera-fl")
-"""Distributions whose versions a result may depend on."""
 
 SOURCES = (
     *("client", "core", "data", "distill", "engine"),
     *("models", "privacy", "strategies", "workloads"),
 )
 """The packages of Tessera's that a client's process imports."""
-
-
-def describe_installation() -> dict[str, str]:
-    """What must be the same wherever clients of one run are computed, by name."""
-    import engine
-
-    root = Path(str(engine.__file__)).parents[1]
-    digest = hashlib.sha256()
-    for package in SOURCES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    described = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            described[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            described[name] = "not installed"
-    return {**described, "Tessera's code": digest.hexdigest()[:12]}
 
 
 class ClientActor:
@@ -51,7 +27,7 @@ class ClientActor:
         sys_path: Where to import from.
         folder: Working folder.
         client_threads: torch threads.
-        installation: What `describe_installation` must find; empty checks nothing.
+        installation: What `core.installation` must find; empty checks nothing.
         shared_folder: Folder that must be seen, as the configuration names it; None if none.
         token: A file in it.
     """
@@ -72,7 +48,9 @@ class ClientActor:
             sys.path[:] = sys_path
             os.chdir(folder)
             if installation:
-                found = describe_installation()
+                from core.installation import describe_installation
+
+                found = describe_installation(SOURCES)
                 self._problems += [
                     f"{name} is {found[name]} there, and {expected} here"
                     for name, expected in installation.items()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from core.config import RunConfig
 from data.partition import FailedAttempt
 from engine.placement import resolve_kind, resolve_workers
+from experiments.run import refuse_network_keys
 from privacy.plan import PrivacyPlan
 from privacy.statement import Statement, statement_of
 from server.prediction import PredictedBytes, predict_bytes
@@ -58,6 +59,7 @@ def plan(config: RunConfig) -> Plan:
         DataError: Data is missing or unfit, or no partition meets the configuration.
         RunError: The device is not there.
     """
+    refuse_network_keys(config)
     preparation = prepare(config)
     dataset = preparation.workload.dataset
     return Plan(

@@ -39,6 +39,7 @@ def run(config: RunConfig, progress: Progress, *, keep_data: bool = False) -> Pa
         RunError: The run could not go on; its folder says how far it came.
         RecordError: The run folder is there already or cannot be made.
     """
+    refuse_network_keys(config)
     named = with_name(config)
     RunFolder.check_free(named.runs, named.name)
     return _simulate(named, progress, resumes=False, keep_data=keep_data)
@@ -114,6 +115,23 @@ def _simulate(config: RunConfig, progress: Progress, *, resumes: bool, keep_data
         if not keep_data:
             forget_data()
     return run_folder_of(config.runs, config.name)
+
+
+def refuse_network_keys(config: RunConfig) -> None:
+    """Refuse what only a federation of machines can do.
+
+    Raises:
+        ConfigError: A key asks for it.
+    """
+    problems = []
+    if config.partition.scheme == "own":
+        rule = "needs clients with images of their own, on a network: tessera deploy run"
+        problems.append(Problem("partition.scheme", "own", rule))
+    if config.resume:
+        rule = "is for a network; here it is tessera run --resume RUN"
+        problems.append(Problem("resume", "true", rule))
+    if problems:
+        raise ConfigError(problems)
 
 
 def with_name(config: RunConfig) -> RunConfig:

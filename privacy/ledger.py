@@ -71,11 +71,13 @@ class Budget:
         epsilon: The most; 0 where nothing is too much.
         delta: At this delta.
         accountant: Computed by it.
+        name: What sets it.
     """
 
     epsilon: float
     delta: float
     accountant: AccountantName
+    name: str = "privacy.epsilon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,8 @@ class Ledger:
             )
         return charges
 
-    def charge(self, charge: Charge, budget: Budget) -> None:
-        """Write a charge down, unless it would exceed the budget.
+    def charge(self, charge: Charge, *budgets: Budget) -> None:
+        """Write a charge down, unless it would exceed one of the budgets.
 
         Raises:
             PrivacyError: It would, or the ledger holds charges for another unit; nothing was
@@ -158,16 +160,8 @@ class Ledger:
                     "privacy.ledger"
                 )
             after = (*before, charge)
-            if budget.epsilon:
-                segments = [c.segment for c in after]
-                found = epsilon(segments, budget.delta, budget.accountant)
-                if found.value > budget.epsilon:
-                    raise PrivacyError(
-                        f"client {self.partition_id} has no budget left: round {charge.round} "
-                        f"would bring it to epsilon {found.value:.4g} of privacy.epsilon="
-                        f"{budget.epsilon:g} (delta {budget.delta:g}, "
-                        f"{found.accountant.upper()}); it was not started"
-                    )
+            for budget in budgets:
+                _refuse_excess(self.partition_id, after, charge.round, budget)
             stamped = dataclasses.replace(charge, at=datetime.now(UTC).isoformat())
             self._write((*before, stamped))
 
@@ -185,6 +179,20 @@ class Ledger:
             os.fsync(folder)  # the new name must outlive a power cut too
         finally:
             os.close(folder)
+
+
+def _refuse_excess(
+    partition_id: int, charges: Sequence[Charge], round: int, budget: Budget
+) -> None:
+    if not budget.epsilon:
+        return
+    found = epsilon([c.segment for c in charges], budget.delta, budget.accountant)
+    if found.value > budget.epsilon:
+        raise PrivacyError(
+            f"client {partition_id} has no budget left: round {round} would bring it to epsilon "
+            f"{found.value:.4g} of {budget.name}={budget.epsilon:g} (delta {budget.delta:g}, "
+            f"{found.accountant.upper()}); it was not started"
+        )
 
 
 def read_ledgers(folder: Path, run: str) -> dict[int, list[tuple[Charge, ...]]]:

@@ -246,6 +246,7 @@ def _dealing(config: Mapping[str, Any]) -> str:
         "dirichlet": f"by a Dirichlet distribution (alpha {config.get('partition.alpha')})",
         "pathological": f"{config.get('partition.classes-per-client')} classes each",
         "quantity": f"in unequal numbers (alpha {config.get('partition.alpha')})",
+        "own": "by nobody: clients brought their own",
     }.get(str(scheme), f"by {scheme}")
 
 
@@ -345,7 +346,8 @@ def _num_told(method: Method) -> int:
 def _partitions(runs: Sequence[LoadedRun]) -> list[_PartitionView]:
     users: dict[bytes, list[LoadedRun]] = {}
     for run in runs:
-        if run.partition is not None:
+        # Clients of a private run with images of their own tell nobody how many.
+        if run.partition is not None and run.partition.num_examples:
             users.setdefault(_digest(run.partition), []).append(run)
     sources = short_names(run.partition.source for run in runs if run.partition is not None)
     views = []
@@ -368,6 +370,7 @@ def _digest(partition: Partition) -> bytes:
     digest = hashlib.sha256(partition.source.encode())
     for indices in partition.clients:
         digest.update(len(indices).to_bytes(8, "big") + indices.tobytes())
+    digest.update(partition.class_counts.tobytes())
     return digest.digest()
 
 

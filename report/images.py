@@ -47,11 +47,11 @@ class Pair:
 
     Attributes:
         column: Position in the client's sprite.
-        distance: Root mean square pixel difference, 0-255.
+        distance: Root mean square pixel difference, 0-255; None where there is no real image.
     """
 
     column: int
-    distance: float
+    distance: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +225,16 @@ def _client(
     for label in np.unique(tesserae.labels[own]):
         members = own[tesserae.labels[own] == label]
         picked = members[: plan.images_per_class].tolist()
+        told = tesserae.nearest_distances
         pairs = tuple(
-            Pair(len(shown) + i, float(tesserae.nearest_distances[n])) for i, n in enumerate(picked)
+            Pair(len(shown) + i, None if told is None else float(told[n]))
+            for i, n in enumerate(picked)
         )
         shown += picked
         classes.append(ClassImages(class_names[label], pairs, len(members) - len(picked)))
-    png = _sprite(tesserae.images[shown], tesserae.nearest_images[shown])
+    images, nearest = tesserae.images[shown], tesserae.nearest_images
+    # An image that has no nearest one stands in both rows, and the lower is not shown.
+    png = _sprite(images, images if nearest is None else nearest[shown])
     return ClientImages(client, len(own), sprite, base64.b64encode(png).decode(), tuple(classes))
 
 

@@ -265,17 +265,19 @@ class Tesserae:
 
     Attributes:
         images: uint8, shape (N, C, H, W).
-        nearest_images: uint8, same shape: the real training image closest to each.
+        nearest_images: uint8, same shape: the real training image closest to each; None where
+            clients' images are not at the server.
         labels: int64, shape (N,).
         partition_ids: int64, shape (N,): which client sent it.
-        nearest_distances: float32, shape (N,): root mean square pixel difference, 0-255.
+        nearest_distances: float32, shape (N,): root mean square pixel difference, 0-255; None
+            likewise.
     """
 
     images: npt.NDArray[np.uint8]
-    nearest_images: npt.NDArray[np.uint8]
+    nearest_images: npt.NDArray[np.uint8] | None
     labels: npt.NDArray[np.int64]
     partition_ids: npt.NDArray[np.int64]
-    nearest_distances: npt.NDArray[np.float32]
+    nearest_distances: npt.NDArray[np.float32] | None
 
 
 def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
@@ -350,19 +352,22 @@ def read_tesserae(run: LoadedRun, round: int) -> Tesserae:
     path = run.folder.tesserae(round)
     try:
         tensors = load_file(path)
-        images, nearest = tensors["images"], tensors["nearest_images"]
+        images = tensors["images"]
         labels, partition_ids = tensors["labels"], tensors["partition_ids"]
-        distances = tensors["nearest_distances"]
+        alone = not any(name.startswith("nearest_") for name in tensors)
+        nearest = None if alone else tensors["nearest_images"]
+        distances = None if alone else tensors["nearest_distances"]
     except (OSError, SafetensorError, ValueError) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     except KeyError as error:
         raise RecordError(f"{path} holds no tensor {error}") from error
     count = len(labels)
     fits = (
-        images.dtype == nearest.dtype == np.uint8
+        images.dtype == np.uint8
         and images.ndim == 4
-        and images.shape == nearest.shape
-        and len(images) == len(distances) == len(partition_ids) == count
+        and (nearest is None or (nearest.dtype == np.uint8 and images.shape == nearest.shape))
+        and (distances is None or len(distances) == count)
+        and len(images) == len(partition_ids) == count
         and bool(np.isin(labels, np.arange(len(run.class_names))).all())
     )
     if not fits:

@@ -8,11 +8,13 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from core.errors import INTERRUPTED, TesseraError
 from core.records import RunFolder
 from server.federation import Federation
+from server.nodes import Nodes, own_partition
 from server.preparation import forget_preparation, prepare
 from server.progress import PlainProgress, Progress
-from server.recorder import Recorder
+from server.recorder import End, Recorder
 from strategies.table import parse_config
 
 
@@ -31,24 +33,30 @@ def make_server_app(progress: Progress, *, resumes: bool = False) -> ServerApp:
         preparation = prepare(config)
         torch.set_num_threads(config.engine.server_threads)
         name = config.folder_name(context.run_id)
-        if resumes:
+        if resumes or (config.resume and (Path(config.runs).expanduser() / name).exists()):
             folder = RunFolder.open(run_folder_of(config.runs, name))
             recorder = Recorder.resume(folder, preparation)
         else:
             recorder = Recorder(RunFolder.create(config.runs, name, config.flat()), preparation)
-        status, failure = "failed", None
+        end = End("failed", None, TesseraError.exit_code)
         try:
-            Federation(grid, preparation, recorder, progress).run()
-            status = "complete"
+            nodes = Nodes(grid, preparation, recorder.members())
+            nodes.join()
+            if preparation.has_own_data:
+                preparation = preparation.joined(own_partition(preparation, nodes.members))
+            recorder.settle(preparation, nodes.joined)
+            Federation(grid, nodes, preparation, recorder, progress).run()
+            end = End("complete", None, 0)
         except (KeyboardInterrupt, SystemExit):
-            status = "interrupted"
+            end = End("interrupted", None, INTERRUPTED)
             raise
         except Exception as error:
-            failure = f"{type(error).__name__}: {error}"
+            code = error.exit_code if isinstance(error, TesseraError) else TesseraError.exit_code
+            end = End("failed", f"{type(error).__name__}: {error}", code)
             raise
         finally:
-            recorder.close(status, failure)
-            progress.run_ended(status)
+            recorder.close(end)
+            progress.run_ended(end.status)
             forget_preparation()
 
     return server_app

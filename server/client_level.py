@@ -10,7 +10,9 @@ post-processing.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from privacy.mechanism import GaussianSums
 from privacy.noise import noise_source
 from privacy.plan import PrivacyPlan
 from server.cohort import Cohort
+from server.nodes import Member
+from server.noted_charges import owner_of_member
 from server.prediction import reply_spec
 from server.preparation import Preparation
 from strategies.base import (
@@ -41,7 +45,14 @@ from strategies.base import (
 class TrustedServer:
     """Pays for rounds out of clients' ledgers, and hands out what was paid for."""
 
-    def __init__(self, preparation: Preparation, folder: RunFolder, plan: PrivacyPlan) -> None:
+    def __init__(
+        self,
+        preparation: Preparation,
+        folder: RunFolder,
+        plan: PrivacyPlan,
+        members: Mapping[int, Member] = MappingProxyType({}),
+    ) -> None:
+        self._members = members
         self._preparation = preparation
         self._plan = plan
         self._ledgers = ledger_folder(preparation.config, folder)
@@ -94,6 +105,9 @@ class TrustedServer:
         return PaidRound(self._preparation.strategy, mechanism, paid, round, self._shape)
 
     def _owner(self, partition_id: int) -> str:
+        member = self._members.get(partition_id)
+        if member is not None and (member.keeps_state or self._preparation.has_own_data):
+            return owner_of_member(member)
         if partition_id not in self._owners:
             indices = self._preparation.partition_without.clients[partition_id]
             own = self._preparation.workload.dataset.train.take(torch.from_numpy(indices))

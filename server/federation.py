@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from core.config import RunConfig
 from core.device import numerics
-from core.errors import DivergedError, RunError
+from core.errors import DivergedError, QuorumError, RunError
 from core.memory import FreedMemory, keep_freed_memory
 from core.metrics import expected_accuracies
 from core.parameters import ParameterVector
@@ -25,12 +25,13 @@ from core.wire import Record
 from server.checkpoint import Checkpoint
 from server.client_level import PaidRound, TrustedServer
 from server.cohort import Cohort, draw_cohort
-from server.nodes import nodes_by_partition
+from server.nodes import Nodes
+from server.noted_charges import NotedCharges
 from server.prediction import reply_spec, request_settings
 from server.preparation import Preparation
 from server.progress import Progress
 from server.recorder import Recorder
-from server.replies import stream_replies
+from server.replies import LOST, Unreadable, stream_replies
 from server.spending import Spending
 from strategies.base import (
     FederatedEvaluation,
@@ -41,6 +42,10 @@ from strategies.base import (
     Strategy,
 )
 from strategies.flower import from_flower, serialise, serialised_bytes, to_flower
+
+NETWORK_ROUND_TIMEOUT_S = 3600.0
+"""For a round's replies on a network, where ``engine.round-timeout-s`` sets none: a client that
+hangs must not hold the others for ever."""
 
 _LONGEST_REASON, _LONGEST_TRACE = 500, 10_000
 """Characters that are kept of what a client says of its failure."""
@@ -71,11 +76,13 @@ class Federation:
     def __init__(
         self,
         grid: Grid,
+        nodes: Nodes,
         preparation: Preparation,
         recorder: Recorder,
         progress: Progress,
     ) -> None:
         self._grid = grid
+        self._nodes = nodes
         self._preparation = preparation
         self._recorder = recorder
         self._progress = progress
@@ -88,7 +95,10 @@ class Federation:
         plan = preparation.privacy
         self._trusted: TrustedServer | None = None
         if plan is not None and plan.unit == "client":
-            self._trusted = TrustedServer(preparation, recorder.folder, plan)
+            self._trusted = TrustedServer(preparation, recorder.folder, plan, nodes.members)
+        self._noted: NotedCharges | None = None
+        if plan is not None and plan.unit == "example" and nodes.clients_keep_state:
+            self._noted = NotedCharges(preparation.config, recorder.folder, plan, nodes.members)
 
     def run(self) -> None:
         """All rounds that are left.
@@ -104,7 +114,6 @@ class Federation:
             self._recorder.folder.path, config.rounds, now.round if now else 0
         )
         began = time.perf_counter() - self._recorder.elapsed_s
-        nodes = nodes_by_partition(self._grid, len(self._order))
         if now is None:
             now = Checkpoint(0, preparation.initial_state(), {}, 0)
             judged_from, outcome = time.perf_counter(), RoundOutcome(now.state, {})
@@ -119,12 +128,13 @@ class Federation:
                 half = self._trusted.charge(cohort, number)
                 cohort = half.cohort
             self._progress.round_started(number, len(cohort.asked), self._steps(cohort))
+            self._nodes.refresh()
             accumulator = half.begin(now.state)
             transcript = self._recorder.transcript
             if transcript is not None:
                 transcript.begin(number, strategy.broadcast(now.state))
             received: list[Received] = []
-            for item in self._exchange(now, cohort, nodes):
+            for item in self._exchange(now, cohort):
                 if item.reply is not None:
                     accumulator = half.add(accumulator, item.reply)
                     if transcript is not None:
@@ -132,10 +142,13 @@ class Federation:
                 received.append(item.folded())
             self._progress.server_started()
             served = time.perf_counter()
-            task = self._server_task(number)
-            precision = numerics(config.engine.precision, task.device)
-            with seeded_globals(derive_seed(task.seed, "layers")), precision:
-                outcome = half.finish(now.state, accumulator, task)
+            if too_few := _too_few(cohort, received, config):
+                outcome = RoundOutcome(now.state, {}, discarded=too_few)
+            else:
+                task = self._server_task(number)
+                precision = numerics(config.engine.precision, task.device)
+                with seeded_globals(derive_seed(task.seed, "layers")), precision:
+                    outcome = half.finish(now.state, accumulator, task)
             server_s = time.perf_counter() - served
             judged_from = time.perf_counter()
             judged = self._judge(number, outcome)
@@ -147,7 +160,7 @@ class Federation:
                 judged = self._judge(number, outcome)
             evaluation_s = time.perf_counter() - judged_from
             now = _after(now, outcome.state, received)
-            hopeless = _hopeless(now, received, config)
+            hopeless = _hopeless(now, received, config, too_few)
             keep = hopeless is None  # a run that goes on later asks these clients again
             self._memory.release_if_grown()
             seconds = {"server": server_s, "evaluation": evaluation_s}
@@ -160,9 +173,7 @@ class Federation:
         counted = cohort.arrivals[: cohort.num_wanted]
         return sum(strategy.client_steps(self._shapes[k]) for k in counted)
 
-    def _exchange(
-        self, now: Checkpoint, cohort: Cohort, nodes: Mapping[int, int]
-    ) -> Iterator[Received]:
+    def _exchange(self, now: Checkpoint, cohort: Cohort) -> Iterator[Received]:
         """Ask the cohort and yield what comes of each of its clients, replies in a fixed order.
 
         Simulated arrivals are known beforehand, so on Tessera's own grid only those are run whose
@@ -172,13 +183,20 @@ class Federation:
         """
         if not cohort.asked:
             return
-        request = self._requests(now, nodes)
+        request = self._requests(now)
         for k, why in cohort.barred.items():
             yield self._told(_without_reply(k, 0, "failed", why))
         for k, (outcome, why) in cohort.lost.items():
             yield self._told(_without_reply(k, serialised_bytes(request(k)), outcome, why))
         simulated = getattr(self._grid, "node_is_partition", False)
-        line, num_counted = list(cohort.arrivals), 0
+        line, num_counted = [], 0
+        for k in cohort.arrivals:
+            if self._nodes.node_of(k) is None:
+                yield self._told(_without_reply(k, 0, "failed", "no node holds this partition"))
+            else:
+                line.append(k)
+        if self._noted is not None:
+            self._noted.charge(line, now.round + 1)
         while line and num_counted < cohort.num_wanted:
             length = cohort.num_wanted - num_counted if simulated else len(line)
             turn = set(line[:length])
@@ -201,7 +219,7 @@ class Federation:
         self._progress.client_replied(item.record)
         return item
 
-    def _requests(self, now: Checkpoint, nodes: Mapping[int, int]) -> Callable[[int], Message]:
+    def _requests(self, now: Checkpoint) -> Callable[[int], Message]:
         """Makes the next round's request to a client; its arrays are serialised once, here."""
         number = now.round + 1
         arrays: ArrayRecord = serialise(Record(self._preparation.strategy.broadcast(now.state)))
@@ -211,9 +229,8 @@ class Federation:
             retained = self._recorder.oldest_acknowledged(partition_id)
             settings = request_settings(number, acknowledged, retained, self._preparation.privacy)
             content = to_flower(Record(settings=settings), arrays)
-            return Message(
-                content, dst_node_id=nodes[partition_id], message_type="train", group_id=str(number)
-            )
+            node_id = self._nodes.node_of(partition_id) or 0  # one without a node is only measured
+            return Message(content, dst_node_id=node_id, message_type="train", group_id=str(number))
 
         return request
 
@@ -221,6 +238,8 @@ class Federation:
         self, round: int, asked: Sequence[int], request: Callable[[int], Message]
     ) -> Iterator[Received]:
         timeout = self._preparation.config.engine.round_timeout_s or None
+        if not getattr(self._grid, "node_is_partition", False):
+            timeout = timeout or NETWORK_ROUND_TIMEOUT_S
         missing, sent = set(asked), time.perf_counter()
         bytes_down = dict.fromkeys(asked, 0)
 
@@ -239,9 +258,18 @@ class Federation:
             yield _without_reply(k, bytes_down[k], outcome, why or "no reply")
 
     def _receive(
-        self, round: int, partition_id: int, message: Message, bytes_down: int, most_s: float
+        self,
+        round: int,
+        partition_id: int,
+        message: Message | Unreadable,
+        bytes_down: int,
+        most_s: float,
     ) -> Received:
         """Validate one reply and count its bytes; training took at most `most_s`."""
+        if isinstance(message, Unreadable):
+            outcome: ReplyOutcome = "failed" if message.why == LOST else "refused"
+            why = _printable(message.why, _LONGEST_REASON)
+            return _without_reply(partition_id, bytes_down, outcome, why)
         if message.has_error():
             trace = message.error.reason or f"error code {message.error.code}"
             why = _printable(trace.partition("\n")[0], _LONGEST_REASON)
@@ -360,12 +388,14 @@ class Federation:
         self._parameters.load(state.weights)
         model = self._parameters.model
         test = workload.evaluate(model, "test")
+        counts = self._preparation.partition.class_counts
+        expected = expected_accuracies(test.per_class_accuracy, counts).tolist()
+        # A client that tells nobody what it holds has no mix to be judged on.
+        told = counts.sum(axis=1) > 0
         return FederatedEvaluation(
             validation=workload.evaluate(model, "validation"),
             test=test,
-            client_accuracy=expected_accuracies(
-                test.per_class_accuracy, self._preparation.partition.class_counts
-            ).tolist(),
+            client_accuracy=[a if known else None for a, known in zip(expected, told, strict=True)],
         )
 
 
@@ -414,7 +444,17 @@ def _without_reply(
     return Received(None, record)
 
 
-def _hopeless(now: Checkpoint, received: Sequence[Received], config: RunConfig) -> RunError | None:
+def _too_few(cohort: Cohort, received: Sequence[Received], config: RunConfig) -> str | None:
+    """Why a round has no quorum; None if it has one, or nobody is to be asked."""
+    counted = sum(item.counts for item in received)
+    if not cohort.asked or not 0 < counted < config.cohort.quorum:
+        return None
+    return f"{counted} of the replies counted that cohort.quorum={config.cohort.quorum} asks for"
+
+
+def _hopeless(
+    now: Checkpoint, received: Sequence[Received], config: RunConfig, too_few: str | None
+) -> RunError | None:
     """What a run ends with that gets nowhere: the worst that came of the last round's clients.
 
     Where all that was lost was refused, the numbers are at fault and would be again.
@@ -430,9 +470,17 @@ def _hopeless(now: Checkpoint, received: Sequence[Received], config: RunConfig) 
         f"no reply counted in {rounds} (cohort.max-empty-rounds={most}); client "
         f"{told.record.partition_id}: {told.trace or told.record.failure}"
     )
+    if too_few is not None:
+        text = f"{rounds} without a quorum (cohort.max-empty-rounds={most}); of the last, {too_few}"
+        lost = [i.record for i in received if i.record.outcome in {"failed", "late"}]
+        if lost:
+            text += f"; client {lost[0].partition_id}: {lost[0].failure}"
+        return QuorumError(text)
     outcomes = {item.record.outcome for item in received}
     at_fault = "refused" in outcomes and not outcomes & {"failed", "late"}
-    return DivergedError(text) if at_fault else RunError(text)
+    if at_fault:
+        return DivergedError(text)
+    return QuorumError(text) if config.cohort.quorum > 1 else RunError(text)
 
 
 def _useless(round: int, outcome: RoundOutcome, judged: FederatedEvaluation | None) -> str | None:

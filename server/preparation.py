@@ -17,6 +17,7 @@ from core.device import check_precision, resolve_device
 from core.errors import ConfigError
 from core.parameters import NamedTensors, trainable_names, weights_of
 from data.canaries import Canaries, deal_canaries
+from data.dataset import ImageDataset
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
 from privacy.ledger import refuse_other_deal
@@ -27,6 +28,9 @@ from strategies.base import ClientShape, ModelForm, ServerState, Strategy, model
 from strategies.private import refuse_large_delta, refuse_unfit_model
 from strategies.table import build_strategy, parse_config
 from workloads.vision import ImageClassification, open_workload
+
+OWN_DATA = "clients' own images"
+"""What a folder of ledgers is bound to whose clients bring their own: each ledger is a key's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,21 @@ class Preparation:
         slots = self.strategy.initial_slots(self.initial_weights, trainable_names(self.model))
         return ServerState(self.initial_weights, slots)
 
+    @property
+    def has_own_data(self) -> bool:
+        """Whether clients bring their own images; who holds what is known once they have joined."""
+        return self.config.partition.scheme == "own"
+
+    def joined(self, partition: Partition) -> Preparation:
+        """The same run, once it is known what clients hold that bring their own images."""
+        assert self.has_own_data and self.canaries is None
+        return dataclasses.replace(self, partition=partition, partition_without=partition)
+
+    @property
+    def num_clients_asked(self) -> int:
+        """Clients that the run needs on a network; none for a method that asks none."""
+        return len(self.partition.clients) if self.strategy.asks_clients else 0
+
     def hand_out_order(self) -> list[int]:
         """Partition ids, most examples first: a pure function of the partition.
 
@@ -110,13 +129,17 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     strategy = build_strategy(config)
     strategy.check_model(model)
     refuse_unfit_model(config, model, workload.input_shape)
-    partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
+    if config.partition.scheme == "own":
+        partition = _nobody_yet(workload.dataset, config.partition.clients)
+    else:
+        partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
     privacy = _privacy(config, [len(indices) for indices in partition.clients])
     dealt = deal_canaries(config.canaries, workload.dataset, partition)
     shared, deal = None, ""
     if config.privacy.ledger:
         shared = Path(config.privacy.ledger).expanduser().resolve()
-        deal = _deal(workload.dataset.sha256(), partition)
+        own = config.partition.scheme == "own"
+        deal = OWN_DATA if own else _deal(workload.dataset.sha256(), partition)
         refuse_other_deal(shared, deal)
     return Preparation(
         config=config,
@@ -130,6 +153,19 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
         partition_without=partition,
         shared_ledgers=shared,
         deal=deal,
+    )
+
+
+def _nobody_yet(dataset: ImageDataset, num_clients: int) -> Partition:
+    """A partition of which nothing is known but how many clients it has."""
+    return Partition(
+        scheme={"scheme": "own"},
+        source=dataset.name,
+        num_examples=0,
+        seed=0,
+        failed_attempts=(),
+        clients=tuple(np.zeros(0, np.int64) for _ in range(num_clients)),
+        class_counts=np.zeros((num_clients, dataset.num_classes), np.int64),
     )
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from core.client_state import ClientStore
 from core.config import RunConfig
-from core.errors import BusyError, RecordError
+from core.errors import BusyError, RecordError, TesseraError
 from core.records import (
     SCHEMA_VERSION,
     RoundRecord,
@@ -34,6 +34,7 @@ from privacy.noise import noise_source
 from privacy.statement import statement_of
 from server.checkpoint import Checkpoint
 from server.environment import describe_environment
+from server.nodes import Member, members_from_json, members_to_json
 from server.preparation import Preparation
 from server.sinks import Sink, open_sinks
 from server.spending import NO_LEDGER, Spending, read_spending
@@ -43,6 +44,21 @@ from strategies.table import config_keys
 
 CHECKPOINTS_KEPT = 2
 _ALWAYS_TOLD = {"strategy", "seed", "engine.client-threads", "engine.server-threads"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended.
+
+    Attributes:
+        status: complete, failed or interrupted.
+        failure: Why, if it failed.
+        exit_code: What a command that waits for it ends with.
+    """
+
+    status: str
+    failure: str | None
+    exit_code: int
 
 
 class Recorder:
@@ -129,8 +145,28 @@ class Recorder:
         ):
             if not (folder.path / f"{name}.json").exists():
                 folder.write_json(name, value)
-        if not folder.partition.exists():
+        if not folder.partition.exists() and not preparation.has_own_data:
             preparation.partition_without.write(folder.partition)
+
+    def members(self) -> dict[int, Member]:
+        """Clients of a network, as they were when a run was cut off that goes on; else none."""
+        if not (self.folder.path / "nodes.json").exists():
+            return {}
+        return members_from_json(self.folder.read_json("nodes"))
+
+    def settle(self, preparation: Preparation, members: Mapping[int, Member]) -> None:
+        """Put on record what is known once clients have joined.
+
+        Raises:
+            RecordError: A run that goes on has other clients than it had.
+        """
+        self._preparation = preparation
+        if preparation.has_own_data:
+            self._refuse_other_partition()
+            if not self.folder.partition.exists():
+                preparation.partition_without.write(self.folder.partition)
+        if members:
+            self.folder.write_json("nodes", members_to_json(members))
 
     def _statement(self, spending: Spending | None = None) -> dict[str, Any]:
         """What the run says about privacy: what it will cost, and more where it has."""
@@ -185,9 +221,9 @@ class Recorder:
                 self._preparation.config, self.folder, checkpoint.round if checkpoint else None
             )
         except Exception as error:
-            self.close("failed", str(error))
+            self.close(End("failed", str(error), TesseraError.exit_code))
             raise
-        self._write_status("running", None)
+        self._write_status(None)
 
     def _refuse_foreign(self) -> None:
         """Refuse a folder whose run is not the one that was prepared."""
@@ -212,14 +248,23 @@ class Recorder:
                     )
             self._started = str(run.get("started", self._started))
             self._resumptions = list(run.get("resumed", []))
-        if folder.partition.exists():
-            before = Partition.read(folder.partition).clients
-            now = preparation.partition_without.clients
-            if len(before) != len(now) or not all(map(np.array_equal, before, now)):
-                raise RecordError(
-                    f"{folder.partition} deals other images than partition.* does now; a library "
-                    "that deals them may have changed; only an unchanged run can go on"
-                )
+        if not preparation.has_own_data:
+            self._refuse_other_partition()
+
+    def _refuse_other_partition(self) -> None:
+        path = self.folder.partition
+        if not path.exists():
+            return
+        before = Partition.read(path)
+        now = self._preparation.partition_without
+        same = len(before.clients) == len(now.clients) and all(
+            map(np.array_equal, before.clients, now.clients)
+        )
+        if not same or not np.array_equal(before.class_counts, now.class_counts):
+            raise RecordError(
+                f"{path} deals other images than clients have now; a library that deals them, or "
+                "what clients bring, may have changed; only an unchanged run can go on"
+            )
 
     def _last_checkpoint(self, last_round: int) -> Checkpoint | None:
         """The newest checkpoint of a round on record; None where no round is on record."""
@@ -305,8 +350,13 @@ class Recorder:
         """
         config = self._preparation.config
         if mosaic is not None:
-            tensors = with_nearest_images(
-                mosaic, self._preparation.workload.dataset, self._preparation.partition
+            preparation = self._preparation
+            tensors = (
+                images_alone(mosaic)
+                if preparation.has_own_data
+                else with_nearest_images(
+                    mosaic, preparation.workload.dataset, preparation.partition
+                )
             )
             write_whole(self.folder.tesserae(record.round), save(tensors))
         due = record.round % config.checkpoint_every == 0 or record.round == config.rounds
@@ -321,23 +371,18 @@ class Recorder:
             sink.round(record)
         self.folder.append_round(record)
         self._rounds_done = record.round
-        self._write_status("running", None)
+        self._write_status(None)
 
-    def close(self, status: str, failure: str | None) -> None:
-        """End the record.
-
-        Args:
-            status: complete, failed or interrupted.
-            failure: Why, if it failed.
-        """
+    def close(self, end: End) -> None:
+        """End the record."""
         with suppress(RecordError):  # a damaged ledger is told where the run stumbles over it
             # Clients may have been charged since the last record.
             if (spending := self.spending(self._rounds_done + 1)) is not None:
                 self._write_privacy(spending)
         for sink in self._sinks:
-            sink.close(status)
+            sink.close(end.status)
         shutil.rmtree(self.folder.progress, ignore_errors=True)
-        self._write_status(status, failure)
+        self._write_status(end)
         self._lock.release()
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
@@ -345,18 +390,19 @@ class Recorder:
         found = self.folder.checkpoint(0).parent.glob("round-*.safetensors")
         return sorted((int(path.stem.partition("-")[2]), path) for path in found)
 
-    def _write_status(self, status: str, failure: str | None) -> None:
+    def _write_status(self, end: End | None) -> None:
         value: Mapping[str, Any] = {
             "schema": SCHEMA_VERSION,
             "name": self.folder.path.name,
-            "status": status,
-            "failure": failure,
+            "status": end.status if end else "running",
+            "failure": end.failure if end else None,
+            "exit_code": end.exit_code if end else None,
             "command": self._command,
             "identity": self._identity,
             "data_sha256": self._data_sha256,
             "class_names": list(self._preparation.workload.dataset.class_names),
             "started": self._started,
-            "ended": None if status == "running" else _now(),
+            "ended": _now() if end else None,
             "rounds_done": self._rounds_done,
             "resumed": self._resumptions,
         }
@@ -405,6 +451,19 @@ def with_nearest_images(
         "nearest_images": dataset.train.images[indices].contiguous(),
         "nearest_indices": indices,
         "nearest_distances": distances,
+    }
+
+
+def images_alone(mosaic: Mosaic) -> dict[str, torch.Tensor]:
+    """Images of clients whose own images are not here to be compared with.
+
+    Returns:
+        The tensors of `RunFolder.tesserae`, without those of the nearest images.
+    """
+    return {
+        "images": mosaic.pixels.cpu().contiguous(),
+        "labels": mosaic.labels.cpu(),
+        "partition_ids": mosaic.partition_ids.cpu(),
     }
 
 

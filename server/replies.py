@@ -8,16 +8,37 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
+
+from core.wire import Record
+from strategies.flower import to_flower
 
 POLL_S = 0.2
 """Between two looks for replies on a grid that does not wait for them itself."""
 
 LOT = 64
 """Clients that Tessera's own grid is given at once; as many actors always have work."""
+
+PROBE, PROBE_S = "query.alive", 30.0
+"""Message that asks for a sign of life, and seconds between two looks for who needs one."""
+
+LOST = "the client was started anew and has lost the request"
+
+_REASON = 500
+"""Characters that are told of why a reply cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """In place of a reply whose bytes are no message, or that will not come."""
+
+    why: str
+
 
 _Request = Callable[[int], Message]
 _Asked = tuple[int, int]
@@ -26,7 +47,7 @@ _Asked = tuple[int, int]
 
 def stream_replies(
     grid: Grid, clients: Sequence[int], request: _Request, timeout_s: float | None
-) -> Iterator[tuple[int, Message]]:
+) -> Iterator[tuple[int, Message | Unreadable]]:
     """Send each client a request and yield its reply as it comes, of one lot after the other.
 
     A reply is known by the request that it answers and the node that was asked. A second reply to
@@ -40,20 +61,26 @@ def stream_replies(
         timeout_s: Seconds after which what is missing is given up; None waits for all.
 
     Yields:
-        Partition id and reply, in order of arrival.
+        Partition id and reply, or why it is none, in order of arrival.
     """
     arriving = _streamed if getattr(grid, "node_is_partition", False) else _polled
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     waiting: dict[str, _Asked] = {}
-    for message in arriving(grid, clients, request, deadline, waiting):
-        asked = waiting.get(message.metadata.reply_to_message_id)
-        # That a node is gone is told by the SuperLink; else the one that was asked must answer.
-        if asked is None or not (message.has_error() or message.metadata.src_node_id == asked[1]):
+    for name, reply in arriving(grid, clients, request, deadline, waiting):
+        asked = waiting.get(name)
+        if asked is None or not _answers(reply, asked[1]):
             continue
-        del waiting[message.metadata.reply_to_message_id]
-        yield asked[0], message
+        del waiting[name]
+        yield asked[0], reply
         if not waiting:
             return
+
+
+def _answers(reply: Message | Unreadable, node_id: int) -> bool:
+    """Whether it is from the node that was asked; that one is gone is told by the SuperLink."""
+    if isinstance(reply, Unreadable) or reply.has_error():
+        return True
+    return bool(reply.metadata.src_node_id == node_id)
 
 
 def _streamed(
@@ -62,7 +89,7 @@ def _streamed(
     request: _Request,
     deadline: float | None,
     waiting: dict[str, _Asked],
-) -> Iterator[Message]:
+) -> Iterator[tuple[str, Message]]:
     lots: deque[Iterator[Message]] = deque()
     for start in range(0, len(clients), LOT):
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -72,9 +99,13 @@ def _streamed(
         lots.append(iter(grid.send_and_receive(messages.values(), timeout=left)))
         waiting |= {m.metadata.message_id: (k, m.metadata.dst_node_id) for k, m in messages.items()}
         if len(lots) > 1:
-            yield from lots.popleft()
+            yield from _named(lots.popleft())
     for lot in lots:
-        yield from lot
+        yield from _named(lot)
+
+
+def _named(replies: Iterator[Message]) -> Iterator[tuple[str, Message]]:
+    return ((message.metadata.reply_to_message_id, message) for message in replies)
 
 
 def _polled(
@@ -83,10 +114,68 @@ def _polled(
     request: _Request,
     deadline: float | None,
     waiting: dict[str, _Asked],
-) -> Iterator[Message]:
+) -> Iterator[tuple[str, Message | Unreadable]]:
     messages = [request(k) for k in clients]
-    names, nodes = grid.push_messages(messages), [m.metadata.dst_node_id for m in messages]
-    waiting |= dict(zip(names, zip(clients, nodes, strict=True), strict=True))
-    while deadline is None or time.monotonic() < deadline:
-        yield from grid.pull_messages(list(waiting))
-        time.sleep(POLL_S)
+    asked = [(k, m.metadata.dst_node_id) for k, m in zip(clients, messages, strict=True)]
+    # What could not be pushed has no name: nobody answers it.
+    for name, one in zip(grid.push_messages(messages), asked, strict=False):
+        if name:
+            waiting[name] = one
+    del messages
+    probes = _Probes(grid)
+    while waiting and (deadline is None or time.monotonic() < deadline):
+        looked = time.monotonic()
+        yield from pull_each(grid, list(waiting))
+        yield from probes.lost(waiting)
+        # Of many clients a look takes long; the SuperLink has other work to do.
+        time.sleep(max(POLL_S, time.monotonic() - looked))
+
+
+class _Probes:
+    """Finds requests that were lost with the process that had taken them.
+
+    A node is given its messages one after the other. One that is restarted in the middle of a
+    message is not given it again, and nobody says so. It is therefore asked for a sign of life: if
+    that comes, and no reply to the request before it, there will be none.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._sent: dict[str, str] = {}
+        self._next = time.monotonic() + PROBE_S
+
+    def lost(self, waiting: Mapping[str, _Asked]) -> Iterator[tuple[str, Message | Unreadable]]:
+        """Requests in `waiting` that nobody works on any more."""
+        for probe, _ in pull_each(self._grid, list(self._sent)):
+            name = self._sent.pop(probe)
+            if name in waiting:
+                # Between the last look and the sign of life the reply may have come.
+                yield from list(pull_each(self._grid, [name])) or [(name, Unreadable(LOST))]
+        if time.monotonic() > self._next:
+            self._next = time.monotonic() + PROBE_S
+            names = [name for name in waiting if name not in set(self._sent.values())]
+            probes = [
+                Message(to_flower(Record()), dst_node_id=waiting[n][1], message_type=PROBE)
+                for n in names
+            ]
+            if probes:
+                sent = zip(self._grid.push_messages(probes), names, strict=False)
+                self._sent |= {probe: name for probe, name in sent if probe}
+
+
+def pull_each(grid: Grid, names: Sequence[str]) -> Iterator[tuple[str, Message | Unreadable]]:
+    """Replies that are there to the requests of these names, each with its request's.
+
+    Each is pulled alone: one whose bytes make no sense raises in Flower, and would take those with
+    it that were pulled beside it.
+    """
+    for name in names:
+        try:
+            replies = list(grid.pull_messages([name]))
+        except (httpx.HTTPError, OSError):  # the network, which Flower has tried again and again
+            raise
+        except Exception as error:
+            yield name, Unreadable(f"cannot be read: {type(error).__name__}: {error}"[:_REASON])
+            continue
+        for message in replies:
+            yield message.metadata.reply_to_message_id, message

@@ -116,7 +116,11 @@ def parse_config(flat: Mapping[str, object]) -> RunConfig:
     readers = {name: tuple(kind.sections) for name, kind in known.items()}
     config = parse(flat, sections=sections, strategies=readers)
     kind = strategy_class(config.strategy)
-    problems = [*_attack_problems(kind, config), *private_problems(kind, config)]
+    problems = [
+        *_attack_problems(kind, config),
+        *_own_data_problems(kind, config),
+        *private_problems(kind, config),
+    ]
     if problems := [*problems, *kind.problems(config)]:
         raise ConfigError(problems)
     return config
@@ -128,6 +132,18 @@ def _attack_problems(kind: type[Strategy], config: RunConfig) -> Iterable[Proble
         reason = "has no global model to attack" if kind.asks_clients else "asks no clients"
         rule = f"strategy {config.strategy} {reason}; leave it out"
         yield Problem("attack.kind", config.attack.kind, rule)
+
+
+def _own_data_problems(kind: type[Strategy], config: RunConfig) -> Iterable[Problem]:
+    """Images that clients bring stay with them."""
+    if config.partition.scheme != "own":
+        return
+    if not kind.asks_clients:
+        rule = f"strategy {config.strategy} asks no clients, who alone have images; take another"
+        yield Problem("partition.scheme", "own", rule)
+    elif kind.images_sent == "raw":
+        rule = f"strategy {config.strategy} sends clients' images as they are; take another"
+        yield Problem("partition.scheme", "own", rule)
 
 
 def config_keys() -> list[Key]:

@@ -141,10 +141,11 @@ def test_more_actors_than_the_nodes_hold_are_refused(cluster: TwoNodes) -> None:
 def test_a_node_that_is_unfit_is_told(
     cluster: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.ray_start import describe_installation
+    from core.installation import describe_installation
+    from engine.ray_start import SOURCES
 
-    here = {**describe_installation(), "torch": "0.1"}
-    monkeypatch.setattr("engine.ray_instance.describe_installation", lambda: here)
+    here = {**describe_installation(SOURCES), "torch": "0.1"}
+    monkeypatch.setattr("engine.ray_instance.describe_installation", lambda sources: here)
     instance = JoinedRay(cluster.config(), NUM_PARTITIONS, tmp_path)
     monkeypatch.setattr("engine.ray_instance.Path.touch", lambda path: None)
     workers = RayWorkers(CLIENT, instance)

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
+from report.html import write_report
 from report.images import Gallery, galleries, without_images
 from report.loading import load_runs, read_tesserae
 from report.methods import compare
@@ -29,6 +31,7 @@ def test_sprites_hold_the_pixels_that_were_sent(make_run: MakeRun, side: int, sc
     checked = 0
     for shown in gallery.rounds:
         sent = read_tesserae(gallery.run, shown.round)
+        assert sent.nearest_images is not None and sent.nearest_distances is not None
         for client in shown.clients:
             png = Image.open(io.BytesIO(base64.b64decode(client.png_base64)))
             pixels = np.asarray(png).reshape(2, side, -1, side, sent.images.shape[1])
@@ -108,3 +111,16 @@ def test_images_that_were_sent_and_are_gone_are_told_apart_from_none(make_run: M
 def test_a_run_that_has_not_sent_yet_misses_nothing(make_run: MakeRun) -> None:
     path = make_run("feddm", rounds=4, done=0, status="running")
     assert without_images(compare(load_runs([path])).methods) == []
+
+
+def test_images_whose_clients_keep_theirs_stand_alone(make_run: MakeRun) -> None:
+    path = make_run("feddm", rounds=2, clients=3)
+    for file in (path / "tesserae").glob("*.safetensors"):
+        kept = {n: t for n, t in load_file(file).items() if not n.startswith("nearest_")}
+        save_file(kept, file)
+    (gallery,) = galleries_of([path])
+    pairs = [p for c in gallery.rounds[-1].clients for group in c.classes for p in group.pairs]
+    assert pairs and all(pair.distance is None for pair in pairs)
+    page = write_report([path], path / "report.html").read_text()
+    assert 'class="distance"' not in page and 'class="tile near' not in page
+    assert page.count('class="tile ') >= len(pairs)
