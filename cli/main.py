@@ -22,6 +22,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from cli.deploy import app as deploy_app
 from cli.keys import KeyCommand
 from cli.outcome import EPILOG, INTERRUPTED, Json, Outcome
 from cli.privacy import app as privacy_app
@@ -376,6 +377,7 @@ def doctor(
 
 
 app.add_typer(privacy_app, name="privacy")
+app.add_typer(deploy_app, name="deploy")
 
 
 def _parse(words: list[str]) -> RunConfig:
