@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from engine.channel import folder_in_memory
 from engine.edge.supernode import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +198,7 @@ class EdgeFederation:
         self.cwd.mkdir()
         self._server = self.authority.server("server")
         self._started: list[Process] = []
+        self._database = folder_in_memory()  # where there is no waiting for a disk
         self.environment = edge_environment(folder / "flower")
         self._configure()
         self.superlink = self.start_superlink()
@@ -209,6 +212,7 @@ class EdgeFederation:
     def __exit__(self, *_: object) -> None:
         for process in reversed(self._started):
             process.close()
+        shutil.rmtree(self._database, ignore_errors=True)
 
     @property
     def address(self) -> str:
@@ -233,7 +237,7 @@ class EdgeFederation:
                 *("--ssl-ca-certfile", str(self.authority.certificate)),
                 *("--ssl-certfile", str(server / "server.crt")),
                 *("--ssl-keyfile", str(server / "server.key")),
-                *("--database", str(self.folder / f"state-{port}.db")),
+                *("--database", str(self._database / f"state-{port}.db")),
                 "--enable-supernode-auth",
             ],
         )
@@ -359,6 +363,27 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def worker_of(client: Process) -> int:
+    """The process in which a client computes: forked by one of its children."""
+    children = {pid for pid in descendants(client.pid) if parent_of(pid) == client.pid}
+    workers = descendants(client.pid) - children
+    assert len(workers) == 1, workers
+    return workers.pop()
+
+
+def parent_of(pid: int) -> int:
+    """Id of the process that started this one."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except FileNotFoundError:
+        return 0
+
+
+def freeze(pid: int) -> None:
+    """Stop a process where it is, so that what it is given stays unanswered."""
+    os.kill(pid, signal.SIGSTOP)
 
 
 def kill(pid: int) -> None:
