@@ -34,6 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 CONNECTION = "edge"
 
+PATIENCE_S = 240.0
+"""How long anything that must happen may take on a machine that is busy with other tests."""
+
 
 class Authority:
     """Signs certificates of servers.
@@ -145,7 +148,7 @@ class Process:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still runs after {timeout_s} s:\n{self.text()}") from None
 
-    def wait_for(self, pattern: str, timeout_s: float = 60, *, count: int = 1) -> str:
+    def wait_for(self, pattern: str, timeout_s: float = PATIENCE_S, *, count: int = 1) -> str:
         """Wait until what it prints matches `pattern` so many times, and return the last match."""
 
         def found() -> str | None:
@@ -241,7 +244,7 @@ class EdgeFederation:
                 "--enable-supernode-auth",
             ],
         )
-        process.wait_for("Uvicorn running on", 60)
+        process.wait_for("Uvicorn running on")
         return process
 
     def make_client(self, name: str, partition_id: int) -> Path:
@@ -290,7 +293,7 @@ class EdgeFederation:
             cwd=self.cwd,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -327,7 +330,7 @@ def edge_environment(home: Path) -> dict[str, str]:
     }
 
 
-def node_id_of(client: Process, timeout_s: float = 60) -> int:
+def node_id_of(client: Process, timeout_s: float = PATIENCE_S) -> int:
     """Wait until a client has joined, and return its node id."""
     return int(client.wait_for(r"joined \S+ as node (\d+)", timeout_s))
 

@@ -12,6 +12,7 @@ import pytest
 from core.records import RunFolder
 from tests.conftest import Federate, tiny_keys
 from tests.integration.edge_federation import (
+    PATIENCE_S,
     EdgeFederation,
     Process,
     descendants,
@@ -26,10 +27,10 @@ from tests.integration.test_engines_agree import assert_same_run
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
 ]
 
-RUN_S = 240
+RUN_S = PATIENCE_S
 """How long a tiny run may take on a busy machine."""
 
 
@@ -72,8 +73,8 @@ def test_worker_that_is_killed_costs_its_message(
     run = _freeze_in_round_1(federation, client, "killed-worker")
     kill(worker_of(client))
     killed = time.monotonic()
-    client.wait_for("answered train of run .* with an error after .*: WorkerDied", 10)
-    assert time.monotonic() - killed < 10
+    client.wait_for("answered train of run .* with an error after .*: WorkerDied", 60)
+    assert time.monotonic() - killed < 60  # a claim would time out after that
     assert run.wait(RUN_S) == 0, run.text()
     assert failures_of(federation.runs / "killed-worker") == [(1, 0, "WorkerDied")]
 
