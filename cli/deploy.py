@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from cli.deploy_client import client
+from cli.deploy_client import client as take_part
 from cli.keys import KeyCommand
-from cli.outcome import EPILOG, INTERRUPTED, Json, Outcome
+from cli.outcome import EPILOG, Json, Outcome
 from cli.privacy import PlainHelp
+from core.errors import INTERRUPTED
 
 if TYPE_CHECKING:
     from core.config import RunConfig
@@ -258,7 +259,7 @@ def run(
     return _followed(control, begun, report)
 
 
-app.command(name="client", cls=PlainHelp, epilog=EPILOG)(client)
+app.command(name="client", cls=PlainHelp, epilog=EPILOG)(take_part)
 
 
 @app.command(cls=PlainHelp, epilog=EPILOG)
@@ -357,6 +358,8 @@ def _config(deployment: Deployment, settings: list[str]) -> RunConfig:
         settings = ["partition.scheme=own", *settings]
     if not given & {"partition.clients", "partition.file"}:
         settings = [f"partition.clients={len(deployment.clients)}", *settings]
+    if "data.root" not in given:
+        settings = [f"data.root={deployment.server_data}", *settings]
     return with_name(parse(settings))
 
 
