@@ -291,7 +291,7 @@ NETWORK_COLUMNS: tuple[Column, ...] = (
 def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
     """The columns, with epsilon where any run is private, and a network's bytes where one is."""
     runs = [run for row in rows for run in row.method.runs]
-    columns = COLUMNS
+    columns: tuple[Column, ...] = COLUMNS
     if any(run.network is not None for run in runs):
         end = next(i for i, column in enumerate(columns) if column.title == "Downloaded") + 1
         columns = (*columns[:end], *NETWORK_COLUMNS, *columns[end:])
