@@ -6,10 +6,11 @@ SuperLink is asked by way of loopback alone. So a run is followed by its own rec
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from typing import Any
 
 from core.config import RunConfig
 from core.errors import RecordError, RunError
-from core.records import RoundRecord, RunFolder
+from core.records import RunFolder
 from engine.edge.authority import private_folder, write_public
 from engine.edge.compose import checkout
 from engine.edge.control import Control, NetworkRun, NotReachableError
@@ -52,12 +53,16 @@ class RemoteRun:
         run_id: The SuperLink's.
         rounds: Planned.
         runs: Folder of run folders that it is brought home to.
+        rounds_before: The last round on record when it was taken up again; 0 in a new run.
+        before: A hash of the record that it had then; empty in a new run.
     """
 
     name: str
     run_id: str
     rounds: int
     runs: Path
+    rounds_before: int = 0
+    before: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +111,11 @@ def start(control: Control, config: RunConfig, runs: Path, *, resumes: bool = Fa
         RunError: The SuperLink does not answer, or refuses.
     """
     deployment = control.deployment
+    rounds_before, before = 0, ""
     if resumes:
-        RunFolder.open(deployment.server_runs / config.name)
+        folder = RunFolder.open(deployment.server_runs / config.name)
+        rounds_before = max((record.round for record in folder.read_rounds()), default=0)
+        before = _hash_of_record(folder.path)
     else:
         RunFolder.check_free(deployment.server_runs, config.name)
         RunFolder.check_free(runs, config.name)
@@ -116,7 +124,12 @@ def start(control: Control, config: RunConfig, runs: Path, *, resumes: bool = Fa
         flat["resume"] = True
     run_id = control.start(checkout(), flat)
     run = RemoteRun(
-        name=config.name, run_id=run_id, rounds=config.rounds, runs=runs.expanduser().resolve()
+        name=config.name,
+        run_id=run_id,
+        rounds=config.rounds,
+        runs=runs.expanduser().resolve(),
+        rounds_before=rounds_before,
+        before=before,
     )
     _remember(deployment, run)
     return run
@@ -136,6 +149,8 @@ def recall(deployment: Deployment, name: str) -> RemoteRun:
             run_id=str(told["run_id"]),
             rounds=int(told["rounds"]),
             runs=Path(told["runs"]),
+            rounds_before=int(told["rounds_before"]),
+            before=str(told["before"]),
         )
     except FileNotFoundError as error:
         known = sorted(found.stem for found in path.parent.glob("*.json"))
@@ -170,7 +185,7 @@ def follow(
         LostRunError: The SuperLink is gone for `_SILENCE_S`, or does not know the run.
     """
     path = control.deployment.server_runs / run.name
-    watched = _Watched(path, run.rounds, progress)
+    watched = _Watched(path, run, progress)
     asked = heard = clock()
     over_since: float | None = None
     network: NetworkRun | None = None
@@ -234,9 +249,10 @@ def _why(control: Control, run: RemoteRun, network: NetworkRun) -> str:
 class _Watched:
     """A run folder that another process writes, told to a progress as it grows."""
 
-    def __init__(self, path: Path, rounds: int, progress: Progress) -> None:
-        self.path, self.rounds, self.progress = path, rounds, progress
+    def __init__(self, path: Path, run: RemoteRun, progress: Progress) -> None:
+        self.path, self.progress = path, progress
         self.began = False
+        self._run = run
         self._size = -1
         self._told = -1
 
@@ -246,34 +262,42 @@ class _Watched:
         return self.record().get("status") in ("complete", "failed", "interrupted")
 
     def record(self) -> Mapping[str, Any]:
-        """``run.json``; empty where there is none yet."""
-        if not (self.path / "run.json").is_file():
+        """``run.json``; empty where there is none yet, or only that of before it was taken up."""
+        if _hash_of_record(self.path) == self._run.before:
             return {}
         return RunFolder(self.path).read_json("run")
 
     def look(self) -> None:
         """Tell of what is new."""
-        if not (self.path / "run.json").is_file():
-            return
         folder = RunFolder(self.path)
         if not self.began:
+            if not self.record():
+                return
             self.began = True
-            before = folder.read_rounds()
-            self._told = before[-1].round if len(before) > 1 else -1
-            self.progress.run_started(self.path, self.rounds, max(0, self._told))
+            if before := self._run.rounds_before:
+                # What was recorded after the last checkpoint has been cut off.
+                kept = max((record.round for record in folder.read_rounds()), default=0)
+                self._told = min(before, kept)
+            self.progress.run_started(self.path, self._run.rounds, max(0, self._told))
         size = folder.rounds.stat().st_size if folder.rounds.is_file() else 0
         if size == self._size:
             return
         self._size = size
-        records: Sequence[RoundRecord] = folder.read_rounds()
-        for record in records:
+        for record in folder.read_rounds():
             if record.round > self._told:
                 self._told = record.round
                 for client in record.clients:
                     self.progress.client_replied(client)
                 self.progress.round_ended(record)
-                if record.round < self.rounds:
+                if record.round < self._run.rounds:
                     self.progress.round_started(record.round + 1, 0, 0)
+
+
+def _hash_of_record(path: Path) -> str:
+    """Of ``run.json``; empty where there is none."""
+    with suppress(FileNotFoundError):
+        return hashlib.sha256((path / "run.json").read_bytes()).hexdigest()
+    return ""
 
 
 def fetch(deployment: Deployment, run: RemoteRun, network: NetworkRun) -> Path:
