@@ -80,6 +80,7 @@ class Nodes:
         self._known: set[int] = set()
         self._refused: dict[int, str] = {}
         self._present: set[int] = set()
+        self._all_joined = False
 
     @property
     def members(self) -> Mapping[int, Member]:
@@ -126,6 +127,7 @@ class Nodes:
                     f"{self._missing()} within {timeout_s:g} s (engine.join-timeout-s)"
                 )
             time.sleep(POLL_S)
+        self._all_joined = True
         if len({member.keeps_state for member in self._members.values()}) > 1:
             stateless = [k for k, m in sorted(self._members.items()) if not m.keeps_state]
             raise RunError(
@@ -153,6 +155,8 @@ class Nodes:
                     self._asked[name] = (node_id, now)
                     self._known.add(node_id)
         for name, reply in pull_each(self._grid, list(self._asked)):
+            if name not in self._asked:
+                continue  # answered before
             node_id, _ = self._asked.pop(name)
             try:
                 self._admit(self._member(node_id, reply))
@@ -223,8 +227,7 @@ class Nodes:
                 f"{self._num_clients - 1}"
             )
         holder = self._members.get(k)
-        started = len(self._members) == self._num_clients
-        if holder is not None and holder.node_id in self._present and not started:
+        if holder is not None and holder.node_id in self._present and not self._all_joined:
             raise RunError(
                 f"two nodes hold partition {k}: {_named(holder)} and {_named(member)}; give each "
                 "client its own --partition"

@@ -22,6 +22,7 @@ from core.config import RunConfig
 from core.errors import ConfigError, QuorumError, RunError
 from core.installation import describe_installation, differences
 from core.records import RoundRecord, RunFolder
+from core.wire import Record
 from data.export import write_shares
 from data.partition import Partition
 from engine.flwr_seam import run_identity
@@ -29,6 +30,7 @@ from experiments.run import run as simulate
 from server.app import make_server_app
 from server.preparation import prepare
 from server.progress import PlainProgress
+from strategies.flower import to_flower
 from strategies.table import parse_config
 from tests.conftest import tiny_keys
 from tests.integration.network_grid import NetworkGrid, Node
@@ -234,7 +236,7 @@ def in_round(number: int, message: Message) -> bool:
 def huge(message: Message) -> Message:
     """A reply of the right form but for one array of forty million numbers."""
     arrays = ArrayRecord({"huge": Array(np.zeros(4 * 10**7, np.float32))})
-    return Message(RecordDict({"arrays": arrays}), reply_to=message)
+    return Message(to_flower(Record(), arrays), reply_to=message)
 
 
 @pytest.mark.parametrize("what", ["malformed", "oversize", "empty"])
@@ -455,7 +457,7 @@ def test_a_private_client_tells_no_counts_and_keeps_its_own_ledger(tmp_path: Pat
 def test_what_runs_cost_a_client_adds_up_over_runs(tmp_path: Path) -> None:
     here = private_network(tmp_path)
     here.run()
-    with pytest.raises(RunError, match=r"no budget left: round 1 would bring it to epsilon"):
+    with pytest.raises(RunError, match=r"no budget left: round 2 would bring it to epsilon"):
         here.run(name="again")
     assert [c["round"] for c in spent(tmp_path, 0)] == [1, 2]
     # Other images under the same key do not start anew.
