@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
+from cli.deploy_client import client as take_part
 from cli.keys import KeyCommand
-from cli.outcome import EPILOG, INTERRUPTED, Json, Outcome
+from cli.outcome import EPILOG, Json, Outcome
 from cli.privacy import PlainHelp
+from core.errors import INTERRUPTED
 
 if TYPE_CHECKING:
     from core.config import RunConfig
@@ -231,7 +233,8 @@ def run(
 
     Keys are those of tessera run, such as: tessera deploy run strategy=fedavg rounds=5
 
-    Control-C leaves the run going on.
+    Where they do not say otherwise, clients bring their own data (partition.scheme=own) and all of
+    the deployment's take part (partition.clients). Control-C leaves the run going on.
     """
     from engine.edge.control import Control
     from engine.edge.deployment import open_deployment
@@ -241,21 +244,22 @@ def run(
         raise click.UsageError("--resume and --attach do not go together")
     if attach is not None and settings:
         raise click.UsageError("--attach takes no keys: the run has begun")
+    control = Control(open_deployment(folder))
     if attach is not None:
-        control = Control(open_deployment(folder))
         return _followed(control, recall(control.deployment, attach), report)
     if resume is None:
-        config = _config(settings or [])
-        control = Control(open_deployment(folder))
+        config = _config(control.deployment, settings or [])
         runs = Path(config.runs)
     else:
-        control = Control(open_deployment(folder))
         config = _resumed(control.deployment, resume, settings or [])
         runs = _home(control.deployment, resume)
     online = refuse_no_nodes(control)
     begun = start(control, config, runs, resumes=resume is not None)
     _say(f"run {begun.name} on {online} clients, which Flower calls {begun.run_id}")
     return _followed(control, begun, report)
+
+
+app.command(name="client", cls=PlainHelp, epilog=EPILOG)(take_part)
 
 
 @app.command(cls=PlainHelp, epilog=EPILOG)
@@ -344,11 +348,18 @@ def _followed(control: Control, begun: Any, report: bool) -> Outcome:
     return Outcome(outcome.text, {**outcome.value, "network": network})
 
 
-def _config(settings: list[str]) -> RunConfig:
-    """Keys as ``tessera run`` takes them, and refuses them."""
+def _config(deployment: Deployment, settings: list[str]) -> RunConfig:
+    """Keys as ``tessera run`` takes them, and refuses them; clients bring their own data."""
     from cli.main import parse
     from experiments.run import with_name
 
+    given = {word.partition("=")[0] for word in settings}
+    if not given & {"partition.scheme", "partition.file"}:
+        settings = ["partition.scheme=own", *settings]
+    if not given & {"partition.clients", "partition.file"}:
+        settings = [f"partition.clients={len(deployment.clients)}", *settings]
+    if "data.root" not in given:
+        settings = [f"data.root={deployment.server_data}", *settings]
     return with_name(parse(settings))
 
 

@@ -92,11 +92,16 @@ class ProcessWorkers:
                 room for the files.
         """
         assert not self._closed
-        self._await_first_worker()
+        self.await_first_worker()
         self._queue.append(self._store.call(message, context))
         self._hand_out()
 
-    def _await_first_worker(self) -> None:
+    def await_first_worker(self) -> None:
+        """Wait until the ClientApp has been imported and a worker is there.
+
+        Raises:
+            RunError: That failed.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._pids:
             channels = {channel.connection: channel for channel in self._starting}

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from engine.client_call import Outcome, call_client, copy_arrays, load_client_app
@@ -38,6 +37,8 @@ class ResidentClient:
         reference: type,
         fetch: Callable[[Any], ArrayRecord],
     ) -> None:
+        import torch  # here: whoever only hands calls out has no use for it
+
         torch.set_num_threads(client_threads)
         self._app = load_client_app(client_app)
         self._reference = reference

@@ -1,1 +1,1 @@
-"""A federation on real machines: its credentials, its processes and its containers."""
+"""A federation on real machines: its credentials, its containers, its server and its clients."""

@@ -8,6 +8,7 @@ Layout, relative to the folder, which only its owner may enter::
     clients/NAME/              what a client is given: its key, the authority's certificate, its
                                partition; this folder is copied to its machine
     data/NAME/                 data of clients that run in this machine's containers
+    data/server/               the server's own: ``data.root`` of runs that do not name another
     state/server/              the SuperLink's database, and run folders in ``runs/``
     state/NAME/                state of clients that run in this machine's containers
     flwr/config.toml           Flower's configuration (FLWR_HOME): the one connection
@@ -92,6 +93,12 @@ class Deployment:
     def server_runs(self) -> Path:
         """Where the server makes run folders. Its container sees the same path."""
         return self.server_state / "runs"
+
+    @property
+    def server_data(self) -> Path:
+        """Where the server looks for data sets. Its container sees the same path."""
+        usual = self.folder / "data" / "server"
+        return Path(read_env(self.compose_env).get("TESSERA_SERVER_DATA", str(usual)))
 
     @property
     def compose_env(self) -> Path:
@@ -272,7 +279,7 @@ def _refuse(hosts: Sequence[str], clients: int, port: int, control_port: int, pr
 
 
 def _make_folders(deployment: Deployment) -> None:
-    for folder in ("clients", "data", "state", "state/server", "state/server/runs"):
+    for folder in ("clients", "data", "data/server", "state", "state/server", "state/server/runs"):
         private_folder(deployment.folder / folder)
     for client in deployment.local_clients:
         private_folder(deployment.folder / "state" / client.name)
@@ -298,6 +305,7 @@ def _write_compose_env(deployment: Deployment, torch_index: str | None) -> None:
         "TORCH_INDEX": "",
         "TESSERA_CLIENT_MEMORY": "2g",
         "TESSERA_SERVER_MEMORY": "4g",
+        "TESSERA_SERVER_DATA": str(deployment.folder / "data" / "server"),
     }
     for number in range(COMPOSE_CLIENTS):
         free[f"TESSERA_CLIENT_{number}_DATA"] = str(deployment.folder / f"data/client-{number}")
@@ -346,8 +354,8 @@ def _hand_over(deployment: Deployment) -> None:
         for path in (top := deployment.folder / name, *top.rglob("*")):
             if not path.is_symlink():
                 os.chown(path, uid, gid)
-    for client in deployment.local_clients:
-        os.chown(deployment.folder / "data" / client.name, uid, gid)
+    for name in ("server", *(client.name for client in deployment.local_clients)):
+        os.chown(deployment.folder / "data" / name, uid, gid)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

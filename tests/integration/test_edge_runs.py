@@ -1,0 +1,140 @@
+"""Runs over a federation of real processes, and clients that are lost in the middle of one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.records import RunFolder
+from tests.conftest import Federate, tiny_keys
+from tests.integration.edge_federation import (
+    PATIENCE_S,
+    EdgeFederation,
+    Process,
+    descendants,
+    freeze,
+    is_alive,
+    kill,
+    node_id_of,
+    wait_until,
+    worker_of,
+)
+from tests.integration.test_engines_agree import assert_same_run
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+    pytest.mark.timeout(900),
+]
+
+RUN_S = PATIENCE_S
+"""How long a tiny run may take on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeFederation]:
+    folder = tmp_path_factory.mktemp("it's an edge ")
+    with EdgeFederation(folder, num_clients=3) as federation:
+        yield federation
+
+
+@pytest.fixture(scope="module")
+def clients(federation: EdgeFederation) -> list[Process]:
+    """One process per client; a test that ends one puts another in its place."""
+    return federation.start_clients()
+
+
+def failures_of(path: Path) -> list[tuple[int, int, str]]:
+    """Round, partition and first words of all that was not counted."""
+    return [
+        (record.round, client.partition_id, (client.failure or "").split(":")[0])
+        for record in RunFolder.open(path).read_rounds()
+        for client in record.clients
+        if client.outcome != "counted"
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "feddm"])
+def test_same_weights_as_in_one_process(
+    strategy: str, federation: EdgeFederation, clients: list[Process], federate: Federate
+) -> None:
+    run = federation.start_run(tiny_keys(strategy, name=strategy))
+    assert run.wait(RUN_S) == 0, run.text()
+    assert_same_run(federate(tiny_keys(strategy)), federation.runs / strategy)
+
+
+def test_worker_that_is_killed_costs_its_message(
+    federation: EdgeFederation, clients: list[Process]
+) -> None:
+    client = clients[0]
+    run = _freeze_in_round_1(federation, client, "killed-worker")
+    kill(worker_of(client))
+    killed = time.monotonic()
+    client.wait_for("answered train of run .* with an error after .*: WorkerDied", 60)
+    assert time.monotonic() - killed < 60  # a claim would time out after that
+    assert run.wait(RUN_S) == 0, run.text()
+    assert failures_of(federation.runs / "killed-worker") == [(1, 0, "WorkerDied")]
+
+
+def test_client_that_is_killed_at_work_comes_back_as_itself(
+    federation: EdgeFederation, clients: list[Process]
+) -> None:
+    client = clients[1]
+    node_id = node_id_of(client)
+    run = _freeze_in_round_1(federation, client, "killed-client")
+    children = descendants(client.pid)
+    client.kill()
+    wait_until(lambda: None if any(map(is_alive, children)) else True, 10, lambda: "children live")
+    back = clients[1] = federation.start_client(federation.clients[1])
+    assert node_id_of(back) == node_id
+    assert f"was not signed off as node {node_id}" in back.text()
+    back.wait_for("answered train of run", RUN_S)
+    assert run.wait(RUN_S) == 0, run.text()
+    [(round_number, partition_id, _)] = failures_of(federation.runs / "killed-client")
+    assert (round_number, partition_id) == (1, 1)
+
+
+def test_client_that_is_killed_after_sending_is_counted(
+    federation: EdgeFederation, clients: list[Process]
+) -> None:
+    client = clients[2]
+    node_id = node_id_of(client)
+    num_sent = client.text().count("Sent successfully")
+    # One that is at work holds the round open, so that the kill falls between its ends.
+    run = _freeze_in_round_1(federation, clients[0], "killed-after")
+    client.wait_for("Sent successfully", RUN_S, count=num_sent + 2)
+    client.kill()
+    back = clients[2] = federation.start_client(federation.clients[2])
+    assert node_id_of(back) == node_id
+    kill(worker_of(clients[0]))
+    assert run.wait(RUN_S) == 0, run.text()
+    assert failures_of(federation.runs / "killed-after") == [(1, 0, "WorkerDied")]
+
+
+def test_client_leaves_when_told_and_takes_all_its_processes(
+    federation: EdgeFederation, clients: list[Process]
+) -> None:
+    client = clients[0]
+    children = descendants(client.pid)
+    assert len(children) == 3
+    started = time.monotonic()
+    assert client.stop() == 0
+    assert time.monotonic() - started < 10
+    assert "left the federation" in client.text()
+    assert not any(map(is_alive, children))
+    online = {node["node-id"]: node["status"] for node in federation.nodes()}
+    assert online[str(node_id_of(client))] == "offline"
+
+
+def _freeze_in_round_1(federation: EdgeFederation, client: Process, name: str) -> Process:
+    """Start a run, and stop this client's worker before it is given its part of round 1."""
+    before = client.text()
+    num_queries, num_received = before.count("answered query"), before.count("Received success")
+    run = federation.start_run(tiny_keys("fedavg", name=name))
+    client.wait_for("answered query", RUN_S, count=num_queries + 1)
+    freeze(worker_of(client))
+    client.wait_for("Received successfully", RUN_S, count=num_received + 2)
+    return run
