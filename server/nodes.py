@@ -81,6 +81,7 @@ class Nodes:
         self._refused: dict[int, str] = {}
         self._present: set[int] = set()
         self._all_joined = False
+        self._here = describe_installation()
 
     @property
     def members(self) -> Mapping[int, Member]:
@@ -98,9 +99,16 @@ class Nodes:
         return any(member.keeps_state for member in self._members.values())
 
     def node_of(self, partition_id: int) -> int | None:
-        """The node that holds a partition; None where it is gone."""
+        """The node that holds a partition; None where it is gone, or not fit any more."""
         member = self._members.get(partition_id)
-        return member.node_id if member and member.node_id in self._present else None
+        able = self._present - self._refused.keys()
+        return member.node_id if member and member.node_id in able else None
+
+    def why_missing(self, partition_id: int) -> str:
+        """Why `node_of` knows none."""
+        member = self._members.get(partition_id)
+        refused = self._refused.get(member.node_id) if member else None
+        return refused or "no node holds this partition"
 
     def join(self) -> None:
         """Wait until every partition has a node.
@@ -142,8 +150,10 @@ class Nodes:
 
     def _look(self) -> None:
         """Ask nodes that are new, and hear what those said that were asked."""
-        self._present = set(self._grid.get_node_ids())
+        before, self._present = self._present, set(self._grid.get_node_ids())
         now = time.monotonic()
+        # One that was away may be another process, which has to be told what it joins.
+        self._known -= self._present - before
         for name, (node_id, asked_at) in list(self._asked.items()):
             if now - asked_at > _ASK_AGAIN_S:
                 del self._asked[name]
@@ -196,7 +206,7 @@ class Nodes:
         if violations := form.violations(record):
             raise ValueError("; ".join(violations))
         told: dict[str, str] = {name: str(value) for name, value in record.settings.items()}
-        if unlike := _unlike(told["installation"]):
+        if unlike := _unlike(told["installation"], self._here):
             raise ValueError(f"{'; '.join(unlike)}; install the same on both")
         counts = None
         if counts_told:
@@ -227,12 +237,12 @@ class Nodes:
                 f"{self._num_clients - 1}"
             )
         holder = self._members.get(k)
-        if holder is not None and holder.node_id in self._present and not self._all_joined:
-            raise RunError(
-                f"two nodes hold partition {k}: {_named(holder)} and {_named(member)}; give each "
-                "client its own --partition"
-            )
-        if holder is not None and holder.node_id in self._present:
+        if holder is not None and holder.node_id not in {member.node_id, *self._gone()}:
+            if not self._all_joined:
+                raise RunError(
+                    f"two nodes hold partition {k}: {_named(holder)} and {_named(member)}; give "
+                    "each client its own --partition"
+                )
             raise ValueError(f"partition {k} is held by {_named(holder)}, which is there")
         known = holder or self._before.get(k)
         if known is not None and not member.is_again(known):
@@ -242,6 +252,10 @@ class Nodes:
             )
         self._members[k] = member
         self._refused.pop(member.node_id, None)
+
+    def _gone(self) -> set[int]:
+        """Nodes that have joined and are not there."""
+        return {member.node_id for member in self._members.values()} - self._present
 
     def _refuse_hopeless(self) -> None:
         """Do not wait for time to run out where those who answered leave too few."""
@@ -315,10 +329,10 @@ def members_from_json(value: Mapping[str, Any]) -> dict[int, Member]:
     }
 
 
-def _unlike(installation: str) -> list[str]:
+def _unlike(installation: str, here: Mapping[str, str]) -> list[str]:
     try:
         there = json.loads(installation)
-        return differences({str(k): str(v)[:80] for k, v in there.items()}, describe_installation())
+        return differences({str(k): str(v)[:80] for k, v in there.items()}, here)
     except (ValueError, AttributeError):
         return ["does not tell what is installed there"]
 

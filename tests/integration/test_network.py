@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -571,3 +572,33 @@ def test_own_images_need_a_network() -> None:
     config = parse_config({"partition.scheme": "own"})
     with pytest.raises(ConfigError, match="tessera deploy run"):
         simulate(config, PlainProgress())
+
+
+def test_a_client_that_comes_back_with_other_images_is_left_out(tmp_path: Path) -> None:
+    here = network(tmp_path, rounds=4)
+    mine, theirs = (Path(str(node_of(here, k).config["data"])) for k in (0, 1))
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            node_of(here, 0).is_present = False
+        if messages and in_round(2, messages[0]):
+            node_of(here, 0).is_present = True
+            mine.write_bytes(theirs.read_bytes())
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[0] for n in (1, 2, 3, 4)] == ["failed"] * 4
+    assert "its images" in str(here.records()[4].clients[0].failure)
+
+
+def test_a_client_that_has_lost_its_state_is_told_anew_what_it_joins(tmp_path: Path) -> None:
+    here = network(tmp_path, rounds=3)
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            node_of(here, 0).is_present = False
+        if messages and in_round(2, messages[0]):
+            node_of(here, 0).is_present = True
+            shutil.rmtree(tmp_path / "state-0", ignore_errors=True)
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[0] for n in (1, 2, 3)] == ["failed", "failed", "counted"]
