@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help demo test lint types imports unit format constraints clean
+.PHONY: help demo test test-docker lint types imports unit format constraints clean
 
 help: ## List what make can do
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -20,6 +20,10 @@ demo: $(INSTALLED) ## Compare FedDM, FedAvg and the controls on digits; ends wit
 	$(BIN)/tessera compare examples/demo.toml
 
 test: lint types imports unit ## Everything that is checked: ruff, mypy, import-linter, tests
+
+test-docker: $(INSTALLED) ## A federation in containers, end to end; needs a Docker engine and Compose
+	TESSERA_TEST_DOCKER=1 $(BIN)/python -m pytest -q tests/docker \
+	    --timeout 3600 --durations 10 -rA $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

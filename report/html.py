@@ -119,6 +119,7 @@ def render(comparison: Comparison) -> str:
             "time": figures.accuracy_by_time(methods),
         },
         several_seeds=any(len(method.runs) > 1 for method in methods),
+        networked=any(run.network is not None for run in comparison.runs),
         left_out=left_out_of_costs(comparison.runs),
         undotted=any(None in (r.final.client_accuracy or ()) for r in comparison.runs if r.final),
         lacking=[m.label for m in methods if any(run.lacks_clients for run in m.runs)],

@@ -142,6 +142,19 @@ class Resumption:
         return ", ".join(f"{key} {values}" for key, values in self.changed.items())
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkTraffic:
+    """What a network counted of a run, with headers and whatever its own protocol adds.
+
+    Attributes:
+        bytes_up: Received from clients.
+        bytes_down: Sent to clients.
+    """
+
+    bytes_up: int
+    bytes_down: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LoadedRun:
     """All of one run folder but its images and checkpoints.
@@ -160,6 +173,7 @@ class LoadedRun:
         privacy: None where the run did not get that far.
         rounds: Complete round records, ascending.
         class_names: In label order; the numbers themselves where the run names none.
+        network: What the network counted; None for a run on no network.
     """
 
     folder: RunFolder
@@ -175,6 +189,7 @@ class LoadedRun:
     privacy: PrivacyStatement | None
     rounds: tuple[RoundRecord, ...]
     class_names: tuple[str, ...]
+    network: NetworkTraffic | None = None
 
     def __repr__(self) -> str:
         """Short: the records themselves would fill pages of a notebook."""
@@ -340,6 +355,7 @@ def load_run(path: Path) -> LoadedRun:
         else _as_ledgers_say(privacy, folder, run, config, rounds),
         rounds=tuple(rounds),
         class_names=_class_names(run, num_classes, run_file),
+        network=_read_network(folder),
     )
 
 
@@ -410,6 +426,18 @@ def _read_partition(folder: RunFolder) -> Partition:
         return Partition.read(folder.partition)
     except DataError as error:
         raise RecordError(str(error)) from error
+
+
+def _read_network(folder: RunFolder) -> NetworkTraffic | None:
+    path = folder.path / "network.json"
+    if not path.exists():
+        return None
+    told = folder.read_json("network")
+    counts = [told.get("bytes_up"), told.get("bytes_down")]
+    for count in counts:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+            raise RecordError(f"{path} has bytes {counts!r}; they are whole numbers from 0")
+    return NetworkTraffic(told["bytes_up"], told["bytes_down"])
 
 
 def _read_privacy(folder: RunFolder) -> PrivacyStatement:

@@ -58,6 +58,8 @@ class Row:
             accuracy, the earliest of equals.
         bytes_up: From all clients.
         bytes_down: To all clients.
+        network_bytes_up: The same as the network counted it; None where no run was on one.
+        network_bytes_down: Likewise.
         client_s: Seconds of training, summed over clients.
         server_s: Seconds of aggregation and server training.
         epsilon: Of the whole run so far, the largest of its clients'; None without noise, and where
@@ -73,6 +75,8 @@ class Row:
     accuracy_at_best_validation: Statistic | None
     bytes_up: Statistic | None
     bytes_down: Statistic | None
+    network_bytes_up: Statistic | None
+    network_bytes_down: Statistic | None
     client_s: Statistic | None
     server_s: Statistic | None
     epsilon: Statistic | None
@@ -90,6 +94,7 @@ def _row(method: Method) -> Row:
     tests = [final.test if final else None for final in finals]
     chosen = [best_round(run) for run in method.runs]
     totals = [total_spent(run) for run in method.runs]
+    networks = [run.network for run in method.runs]
     return Row(
         method=method,
         test_accuracy=Statistic.of(test.accuracy if test else None for test in tests),
@@ -102,6 +107,8 @@ def _row(method: Method) -> Row:
         ),
         bytes_up=Statistic.of(total.bytes_up if total else 0 for total in totals),
         bytes_down=Statistic.of(total.bytes_down if total else 0 for total in totals),
+        network_bytes_up=Statistic.of(n.bytes_up if n else None for n in networks),
+        network_bytes_down=Statistic.of(n.bytes_down if n else None for n in networks),
         client_s=Statistic.of(total.client_s if total else 0 for total in totals),
         server_s=Statistic.of(total.server_s if total else 0 for total in totals),
         epsilon=epsilon_of(method.runs),
@@ -274,14 +281,25 @@ COLUMNS = (
 )
 
 
+NETWORK_COLUMNS: tuple[Column, ...] = (
+    Column("Uploaded, network", lambda row: amount_of_bytes(row.network_bytes_up)),
+    Column("Downloaded, network", lambda row: amount_of_bytes(row.network_bytes_down)),
+)
+"""Bytes as the network counted them, beside Tessera's own count."""
+
+
 def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """The columns, with epsilon where any run is private."""
+    """The columns, with epsilon where any run is private, and a network's bytes where one is."""
     runs = [run for row in rows for run in row.method.runs]
+    columns: tuple[Column, ...] = COLUMNS
+    if any(run.network is not None for run in runs):
+        end = next(i for i, column in enumerate(columns) if column.title == "Downloaded") + 1
+        columns = (*columns[:end], *NETWORK_COLUMNS, *columns[end:])
     if not (title := epsilon_title(runs)):
-        return COLUMNS
+        return columns
     mixed = terms_differ(runs)
     epsilon = Column(title, lambda row: epsilon_text(row.method.runs, with_terms=mixed))
-    return (COLUMNS[0], epsilon, *COLUMNS[1:])
+    return (columns[0], epsilon, *columns[1:])
 
 
 _MEASURES: tuple[tuple[str, Callable[[Row], Statistic | None]], ...] = (
@@ -294,6 +312,8 @@ _MEASURES: tuple[tuple[str, Callable[[Row], Statistic | None]], ...] = (
     ("client_s", lambda row: row.client_s),
     ("server_s", lambda row: row.server_s),
     ("epsilon", lambda row: row.epsilon),
+    ("network_bytes_up", lambda row: row.network_bytes_up),
+    ("network_bytes_down", lambda row: row.network_bytes_down),
 )
 
 

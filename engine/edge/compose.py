@@ -183,6 +183,8 @@ class Compose:
             told.pop(key, None)
         if not told.get("PIP_INDEX_URL") and (index := _pip_index()):
             told["PIP_INDEX_URL"] = index
+        if "DOCKER_BUILDKIT" not in told and _output(["docker", "buildx", "version"]).returncode:
+            told["DOCKER_BUILDKIT"] = "0"  # newer commands ask for a part that is not installed
         return told
 
 
