@@ -13,7 +13,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from benchmarks.contenders import IN_PROCESS, RAY
+from benchmarks.contenders import IN_PROCESS, PROCESSES, RAY
 from benchmarks.peers.given import Given, train_one_epoch
 from benchmarks.work import Work, WorkSize, make_work
 from core.parameters import ParameterVector, sgd_step_, weights_of
@@ -188,8 +188,9 @@ def _pieces(work: Work, folder: Path) -> list[Piece]:
 def _transport(work: Work) -> list[Piece]:
     """One message to a client that returns at once, and its reply, through each engine."""
     pieces: list[Piece] = []
-    for name, keys in (("in-process", IN_PROCESS), ("ray", {**RAY, "engine.workers": 1})):
-        preparation = _prepared(work, keys)
+    for name, keys in (("in-process", IN_PROCESS), ("processes", PROCESSES), ("ray", RAY)):
+        one_worker = {} if keys is IN_PROCESS else {"engine.workers": 1}
+        preparation = _prepared(work, {**keys, **one_worker})
         arrays = serialise(Record(preparation.strategy.broadcast(preparation.initial_state())))
         server_app = ServerApp()
 
