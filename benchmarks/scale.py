@@ -349,7 +349,7 @@ def _workers_of(pid: int) -> list[int]:
         left += (below := children.get(parent, []))
         # The process that forks imports what its workers need, and calls no client.
         forked = below if CLIENT_PROCESS in _title(parent) else []
-        found += forked or [c for c in below if _title(c).startswith("ray::_ClientActor")]
+        found += forked or [c for c in below if _title(c).startswith("ray::ClientActor")]
     return sorted(found)
 
 

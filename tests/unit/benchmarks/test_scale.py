@@ -134,7 +134,7 @@ def test_the_images_are_equally_many_of_each_class_and_always_the_same() -> None
     assert first.sha256() == again.sha256()
 
 
-@pytest.mark.parametrize(("engine", "workers"), [("in-process", 0), ("processes", 2)])
+@pytest.mark.parametrize(("engine", "workers"), [("in-process", 0), ("processes", 2), ("ray", 2)])
 def test_a_case_runs(engine: str, workers: int, tmp_path: Path) -> None:
     words = ("--cases", "12x6", "--other-rounds", "6", "--engines", engine)
     assert scale.run(arguments(tmp_path, *words)) == 0
