@@ -426,7 +426,7 @@ def draw(results: Sequence[Measured]) -> bytes:
     look = {"font.size": 8, "svg.fonttype": "path", "svg.hashsalt": "tessera", "axes.grid": True}
     look |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e2e5ea"}
     with style.context(["default", look]):
-        figure = Figure(figsize=(9.6, 3.1), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
         FigureCanvasAgg(figure)
         registered, sampled, memory = figure.subplots(1, 3)
         for number, engine in enumerate(dict.fromkeys(one.case.engine for one in results)):
@@ -457,14 +457,15 @@ def draw(results: Sequence[Measured]) -> bytes:
         sampled.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         # Below the panels: there is no place in them that lines leave free for sure.
         entries = registered.get_legend_handles_labels()
-        figure.legend(*entries, frameon=False, loc="outside lower left", ncols=6)
+        figure.legend(*entries, frameon=False, loc="outside lower left", ncols=3)
         memory.set_title(
             f"{longest.registered:,} registered, {longest.sampled:,} sampled", fontsize="medium"
         )
         memory.set_xlabel("round")
         memory.set_ylabel("resident memory, MB")
         memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
-        memory.legend(frameon=False, loc="lower right")
+        entries = memory.get_legend_handles_labels()
+        figure.legend(*entries, frameon=False, loc="outside lower right", ncols=3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         return buffer.getvalue()
