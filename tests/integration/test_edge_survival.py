@@ -252,39 +252,3 @@ def test_a_client_with_other_classes_is_refused_before_training(
         assert outcomes(federation, "classes") == []
     finally:
         file.write_bytes(usual)
-
-
-HOSTILE = {
-    "duplicate": "counted",
-    "replay": "counted",
-    "oversize": "refused",
-    "malformed": "refused",
-    "object": "refused",
-    "nan": "refused",
-    "empty": "refused",
-}
-
-
-@pytest.mark.parametrize("mode", HOSTILE)
-def test_a_node_that_does_not_keep_to_the_rules(
-    mode: str, federation: EdgeFederation, clients: list[Process]
-) -> None:
-    """It is refused, or what it sends too often is counted once, and the others go on."""
-    folder = federation.clients[2]
-    if clients[2].exit_code() is None:
-        assert clients[2].stop() == 0
-    module = "tests.integration.hostile_node"
-    words = [sys.executable, "-m", module, mode, federation.address, str(folder), "2"]
-    hostile = federation.start(f"hostile-{mode}", words)
-    try:
-        hostile.wait_for(r"joined \S+ as node")
-        name = f"hostile-{mode}"
-        run = federation.start_run(own_keys("fedavg", name=name, rounds=3))
-        assert run.wait(PATIENCE_S) == 0, run.text() + hostile.text()
-        told = outcomes(federation, name)
-        assert told == [["counted", "counted", HOSTILE[mode]]] * 3
-        if HOSTILE[mode] == "counted":
-            honest = weights(federation.runs / "hostile-duplicate", 3)
-            assert_same_weights(honest, weights(federation.runs / name, 3))
-    finally:
-        hostile.close()
