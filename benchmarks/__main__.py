@@ -1,4 +1,4 @@
-"""``python -m benchmarks matching|speed|scale``: each prints a table and writes its results."""
+"""``python -m benchmarks COMMAND``: each prints a table, and most write their results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "matching": "distribution matching against the limit of the machine",
     "speed": "the simulation engine against its peers",
     "scale": "memory and time against the number of clients",
+    "paired": "methods of a suite against one of them, seed by seed",
 }
 """Each is a module here with ``add_arguments(parser)`` and ``run(arguments)``, the exit code.
 

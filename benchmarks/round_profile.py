@@ -12,24 +12,29 @@ from statistics import median
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contenders import IN_PROCESS, RAY
+from benchmarks.contenders import IN_PROCESS, PROCESSES, RAY
+from benchmarks.machine import MATRIX_SIDE, matrix_flops_per_s
 from benchmarks.peers.given import Given, train_one_epoch
 from benchmarks.work import Work, WorkSize, make_work
-from core.parameters import ParameterVector, sgd_step_, weights_of
+from core.client_state import ClientStore
+from core.memory import keep_freed_memory
+from core.parameters import ParameterVector, weights_of
 from core.records import ClientRecord, RoundRecord, RunFolder
 from core.wire import Record
 from engine.simulation import simulate
 from server.checkpoint import Checkpoint
 from server.prediction import reply_spec
 from server.preparation import Preparation, forget_preparation, prepare
-from strategies.base import Reply, ServerTask, arrays_of
+from strategies.base import Reply, ServerTask, arrays_of, tensors_of
 from strategies.flower import from_flower, serialise, to_flower
 from strategies.local_sgd import train_locally
 from strategies.table import parse_config
 from workloads.vision import forget_data
 
 REPEATS = 15
+LOCAL_EPOCH = "local epoch, whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,9 @@ class Piece:
 
 
 def profile(folder: Path, size: WorkSize | None = None) -> str:
-    """Measure all pieces on one thread and return them as a table.
+    """Measure all pieces on one thread; returns them as a table, and how fast training is.
+
+    Freed memory is kept, as servers and clients keep it.
 
     Args:
         folder: For the work and what the pieces write.
@@ -60,14 +67,23 @@ def profile(folder: Path, size: WorkSize | None = None) -> str:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         work = make_work(folder / "work", size or WorkSize(rounds=2))
-        pieces = [*_pieces(work, folder), *_transport(work)]
+        pieces, epoch_flop = _pieces(work, folder)
+        pieces += _transport(work)
+        matrix = matrix_flops_per_s(torch.device("cpu"))
     finally:
         torch.set_num_threads(threads)
         forget_preparation()
         forget_data()
-    return to_markdown(pieces)
+    epoch_ms = next(piece.cpu_ms for piece in pieces if piece.name == LOCAL_EPOCH)
+    rate = epoch_flop / epoch_ms * 1e3
+    return (
+        f"{to_markdown(pieces)}\na client's local epoch: {epoch_flop / 1e9:.2f} GFLOP, "
+        f"{rate / 1e9:.1f} GFLOP/s, {rate / matrix:.0%} of the {matrix / 1e9:.0f} GFLOP/s of a "
+        f"{MATRIX_SIDE} x {MATRIX_SIDE} matrix product\n"
+    )
 
 
 def to_markdown(pieces: Sequence[Piece]) -> str:
@@ -94,7 +110,8 @@ def timed(place: str, name: str, times: int, step: Callable[[], object]) -> Piec
     return Piece(place, name, 1e3 * median(walls), 1e3 * median(cpus), times)
 
 
-def _pieces(work: Work, folder: Path) -> list[Piece]:
+def _pieces(work: Work, folder: Path) -> tuple[list[Piece], int]:
+    """The pieces, and the FLOP of a client's local epoch in convolutions and matrix products."""
     preparation = _prepared(work, IN_PROCESS)
     config, strategy = preparation.config, preparation.strategy
     workload, state = preparation.workload, preparation.initial_state()
@@ -106,7 +123,7 @@ def _pieces(work: Work, folder: Path) -> list[Piece]:
     received = from_flower(content)
 
     def load() -> None:
-        parameters.load({k: torch.from_numpy(v) for k, v in received.arrays.items()})
+        parameters.load(tensors_of(received.arrays))
 
     def train() -> None:
         train_locally(parameters, examples, workload, config.train, seed=0)
@@ -117,9 +134,12 @@ def _pieces(work: Work, folder: Path) -> list[Piece]:
     def forward() -> torch.Tensor:
         return workload.loss(model, examples.inputs[batch], examples.labels[batch]).mean()
 
+    def backward() -> None:
+        parameters.drop_gradients()
+        forward().backward()
+
     def step() -> None:
-        parameters.zero_gradient()
-        sgd_step_(parameters.values, parameters.gradient, None, learning_rate=1e-6)
+        parameters.step_apart_(None, learning_rate=1e-6, momentum=0.0, weight_decay=0.0)
 
     given = Given.read(work.folder)
     plain = given.initial_model()
@@ -148,18 +168,21 @@ def _pieces(work: Work, folder: Path) -> list[Piece]:
     run_folder.path.mkdir(parents=True, exist_ok=True)
     record = _record(num_clients, form.num_bytes())
     checkpoint = Checkpoint(1, state, {}, 0)
-    return [
+    store, kept = ClientStore(folder / "clients", 0, config.identity()), {"v": parameters.values}
+    with FlopCounterMode(display=False) as counter:
+        train()
+    pieces = [
         timed("client", "decode the weights", num_clients, lambda: from_flower(content)),
         timed("client", "copy and load the weights", num_clients, load),
-        timed("client", "local epoch, whole", num_clients, train),
+        timed("client", LOCAL_EPOCH, num_clients, train),
         timed("client", "- forward of a full batch", num_clients * num_full, forward),
         timed(
             "client",
             "- forward and backward of a full batch",
             num_clients * num_full,
-            lambda: forward().backward(),
+            backward,
         ),
-        timed("client", "- zero the gradient, step", num_clients * num_steps, step),
+        timed("client", "- step", num_clients * num_steps, step),
         timed(
             "hand loop",
             "local epoch, whole (torch.optim)",
@@ -168,6 +191,8 @@ def _pieces(work: Work, folder: Path) -> list[Piece]:
         ),
         timed("client", "copy the weights out", num_clients, lambda: weights_of(model)),
         timed("client", "encode the reply", num_clients, lambda: to_flower(sent)),
+        timed("SCAFFOLD's client", "write its state", num_clients, lambda: store.write(1, kept)),
+        timed("SCAFFOLD's client", "read its state", num_clients, lambda: store.read(1)),
         timed("server", "encode the broadcast", 1, lambda: serialise(Record(broadcast))),
         timed("server", "decode a reply", num_clients, lambda: from_flower(reply_content, form)),
         timed(
@@ -183,13 +208,15 @@ def _pieces(work: Work, folder: Path) -> list[Piece]:
             lambda: checkpoint.write(run_folder.checkpoint(1), config.identity()),
         ),
     ]
+    return pieces, counter.get_total_flops()
 
 
 def _transport(work: Work) -> list[Piece]:
     """One message to a client that returns at once, and its reply, through each engine."""
     pieces: list[Piece] = []
-    for name, keys in (("in-process", IN_PROCESS), ("ray", {**RAY, "engine.workers": 1})):
-        preparation = _prepared(work, keys)
+    for name, keys in (("in-process", IN_PROCESS), ("processes", PROCESSES), ("ray", RAY)):
+        one_worker = {} if keys is IN_PROCESS else {"engine.workers": 1}
+        preparation = _prepared(work, {**keys, **one_worker})
         arrays = serialise(Record(preparation.strategy.broadcast(preparation.initial_state())))
         server_app = ServerApp()
 

@@ -2,7 +2,7 @@
 
 Every case is one run of the command line in a process of its own: FedAvg on small generated
 images, ten to a client, with a ConvNet so small that the engine's own cost shows. At the end of
-each round the resident memory of the server and of every Ray actor is read from /proc. What was
+each round the resident memory of the server and of every worker is read from /proc. What was
 measured is appended to OUT/results.jsonl and is not measured again; OUT/scale.json holds all of
 it with the hardware, OUT/scale.svg the plot.
 """
@@ -46,7 +46,10 @@ LONG_CASE = (10_000, 100)
 STEADY_FROM = 5
 """The round that memory is compared with at the end: by then whatever is kept has been loaded."""
 
-ENGINES = ("ray", "in-process")
+CLIENT_PROCESS = "engine.client_process"
+"""In the command of the process that workers are forked from, and in theirs."""
+
+ENGINES = ("processes", "ray", "in-process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,12 @@ class Case:
     """One run to measure.
 
     Attributes:
-        engine: ``ray`` or ``in-process``.
+        engine: One of `ENGINES`.
         registered: Clients that hold data.
         sampled: Clients asked in each round.
         rounds: Rounds in all.
         width: Of the ConvNet.
-        workers: Ray actors; 0 in-process.
+        workers: Forked processes or Ray actors; 0 in-process.
     """
 
     engine: str
@@ -70,7 +73,11 @@ class Case:
     workers: int
 
     def words(self, runs: Path) -> list[str]:
-        """What follows ``tessera run``."""
+        """What follows ``tessera run``.
+
+        It runs one round more than is measured: workers of the last may be gone when they are
+        looked at.
+        """
         return [
             "strategy=fedavg",
             f"data.source={SOURCE}:generated_images",
@@ -78,7 +85,7 @@ class Case:
             "partition.scheme=iid",
             f"partition.clients={self.registered}",
             f"cohort.size={self.sampled}",
-            f"rounds={self.rounds}",
+            f"rounds={self.rounds + 1}",
             f"model.width={self.width}",
             f"train.batch-size={EXAMPLES_PER_CLIENT}",
             f"engine.kind={self.engine}",
@@ -97,21 +104,21 @@ class Measured:
     Attributes:
         case: What ran.
         wall_s: Seconds of the round.
-        cpu_s: Seconds of CPU of the server and its actors, from the end of the round before; of
+        cpu_s: Seconds of CPU of the server and its workers, from the end of the round before; of
             round 1 with all that comes before it.
         server_mb: Resident memory of the server's process at the end of the round, MB of 10^6 B.
-        actor_mb: The same of each actor; empty in-process.
+        worker_mb: The same of each worker; empty in-process.
     """
 
     case: Case
     wall_s: list[float]
     cpu_s: list[float]
     server_mb: list[float]
-    actor_mb: list[list[float]]
+    worker_mb: list[list[float]]
 
     @property
     def round_s(self) -> float:
-        """Median seconds of a round; the first is left out, in which actors load data."""
+        """Median seconds of a round; the first is left out, in which workers load data."""
         return median(self.wall_s[1:])
 
     @property
@@ -120,9 +127,9 @@ class Measured:
         return median(self.cpu_s[1:])
 
     @property
-    def largest_actor_mb(self) -> list[float]:
-        """Memory of the largest actor, round by round; empty in-process."""
-        return [max(each) for each in self.actor_mb if each]
+    def largest_worker_mb(self) -> list[float]:
+        """Memory of the largest worker, round by round; empty in-process."""
+        return [max(each) for each in self.worker_mb if each]
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Measured:
@@ -154,7 +161,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--other-rounds", type=int, default=10, help="rounds of every other case; %(default)s"
     )
-    parser.add_argument("--workers", type=int, default=2, help="Ray actors; %(default)s")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="forked processes, and Ray actors; %(default)s"
+    )
     parser.add_argument("--width", type=int, default=8, help="of the ConvNet; %(default)s")
 
 
@@ -219,7 +228,7 @@ def _cases(arguments: argparse.Namespace) -> Iterator[Case]:
                 if (registered, sampled) == LONG_CASE
                 else arguments.other_rounds,
                 width=arguments.width,
-                workers=arguments.workers if engine == "ray" else 0,
+                workers=0 if engine == "in-process" else arguments.workers,
             )
 
 
@@ -301,33 +310,34 @@ def _measure(case: Case, runs: Path) -> Measured:
         for line in process.stdout:
             printed.append(line)
             if line.startswith("round "):
-                actors = _actors_of(process.pid)
+                workers = _workers_of(process.pid)
                 samples.append(
                     (
-                        sum(map(_cpu_s, (process.pid, *actors))),
+                        sum(map(_cpu_s, (process.pid, *workers))),
                         _resident_mb(process.pid),
-                        [_resident_mb(actor) for actor in actors],
+                        [_resident_mb(worker) for worker in workers],
                     )
                 )
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, "".join(printed))
-    if any(len(actors) != case.workers for _, _, actors in samples[1:]):
-        seen = [len(actors) for _, _, actors in samples[1:]]
-        why = f"{case.workers} actors were to be seen at the end of each round, and {seen} were"
+    samples = samples[: case.rounds + 1]
+    if any(len(workers) != case.workers for _, _, workers in samples[1:]):
+        seen = [len(workers) for _, _, workers in samples[1:]]
+        why = f"{case.workers} workers were to be seen at the end of each round, and {seen} were"
         raise subprocess.CalledProcessError(0, command, why)
     records = RunFolder.open(runs / "run").read_rounds()
     cpu_s = [spent for spent, _, _ in samples]
     return Measured(
         case=case,
-        wall_s=[record.seconds["wall"] for record in records[1:]],
+        wall_s=[record.seconds["wall"] for record in records[1 : case.rounds + 1]],
         cpu_s=[after - before for before, after in zip([0.0, *cpu_s[1:]], cpu_s[1:], strict=False)],
         server_mb=[server for _, server, _ in samples[1:]],
-        actor_mb=[actors for _, _, actors in samples[1:]],
+        worker_mb=[workers for _, _, workers in samples[1:]],
     )
 
 
-def _actors_of(pid: int) -> list[int]:
-    """Ray actors among the descendants of a process."""
+def _workers_of(pid: int) -> list[int]:
+    """Ray actors and forked processes that call clients, among the descendants of a process."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         fields = _stat(int(path.parent.name))
@@ -335,8 +345,11 @@ def _actors_of(pid: int) -> list[int]:
             children.setdefault(int(fields[1]), []).append(int(path.parent.name))
     found, left = [], [pid]
     while left:
-        left += (below := children.get(left.pop(), []))
-        found += [child for child in below if _title(child).startswith("ray::_ClientActor")]
+        parent = left.pop()
+        left += (below := children.get(parent, []))
+        # The process that forks imports what its workers need, and calls no client.
+        forked = below if CLIENT_PROCESS in _title(parent) else []
+        found += forked or [c for c in below if _title(c).startswith("ray::ClientActor")]
     return sorted(found)
 
 
@@ -370,12 +383,12 @@ def _resident_mb(pid: int) -> float:
 def table(results: Sequence[Measured]) -> str:
     """The results as Markdown.
 
-    Memory is that of the server and of the largest actor, at round `STEADY_FROM` and at the end.
+    Memory is that of the server and of the largest worker, at round `STEADY_FROM` and at the end.
     """
     lines = [
         "| engine | registered | sampled | rounds | s/round | CPU s/round "
         f"| server MB, round {STEADY_FROM} | at the end | ratio "
-        f"| actor MB, round {STEADY_FROM} | at the end | ratio |",
+        f"| worker MB, round {STEADY_FROM} | at the end | ratio |",
         "|---|" + "---:|" * 11,
     ]
     for one in results:
@@ -388,7 +401,7 @@ def table(results: Sequence[Measured]) -> str:
             f"{one.round_s:.2f}",
             f"{one.round_cpu_s:.2f}",
             *_steadiness(one.server_mb),
-            *_steadiness(one.largest_actor_mb),
+            *_steadiness(one.largest_worker_mb),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -413,7 +426,7 @@ def draw(results: Sequence[Measured]) -> bytes:
     look = {"font.size": 8, "svg.fonttype": "path", "svg.hashsalt": "tessera", "axes.grid": True}
     look |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e2e5ea"}
     with style.context(["default", look]):
-        figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
         FigureCanvasAgg(figure)
         registered, sampled, memory = figure.subplots(1, 3)
         for number, engine in enumerate(dict.fromkeys(one.case.engine for one in results)):
@@ -442,14 +455,17 @@ def draw(results: Sequence[Measured]) -> bytes:
         registered.set_ylabel("seconds per round, median")
         sampled.set_yscale("log")
         sampled.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        registered.legend(frameon=False, loc="lower right")
+        # Below the panels: there is no place in them that lines leave free for sure.
+        entries = registered.get_legend_handles_labels()
+        figure.legend(*entries, frameon=False, loc="outside lower left", ncols=3)
         memory.set_title(
             f"{longest.registered:,} registered, {longest.sampled:,} sampled", fontsize="medium"
         )
         memory.set_xlabel("round")
         memory.set_ylabel("resident memory, MB")
         memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
-        memory.legend(frameon=False, loc="lower right")
+        entries = memory.get_legend_handles_labels()
+        figure.legend(*entries, frameon=False, loc="outside lower right", ncols=3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         return buffer.getvalue()
@@ -466,6 +482,6 @@ def _lines(axis: Axes, results: Mapping[int, Measured], drawn: Mapping[str, Any]
 def _memory(axis: Axes, one: Measured, colour: str) -> None:
     rounds = range(1, len(one.server_mb) + 1)
     axis.plot(rounds, one.server_mb, color=colour, linewidth=1.3, label=f"{one.case.engine} server")
-    if actors := one.largest_actor_mb:
-        label = f"{one.case.engine} actor, the largest"
-        axis.plot(rounds, actors, color=colour, linewidth=1.3, linestyle="--", label=label)
+    if workers := one.largest_worker_mb:
+        label = f"{one.case.engine} worker, the largest"
+        axis.plot(rounds, workers, color=colour, linewidth=1.3, linestyle="--", label=label)

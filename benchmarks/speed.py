@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import Row, compare, to_markdown
+from benchmarks.comparison import Figure, Row, compare, to_markdown
 from benchmarks.contenders import (
     IN_PROCESS,
     PROCESSES,
@@ -134,13 +133,20 @@ def _run(
     work = make_work(folder / "work" / comparison.name, WorkSize(rounds=rounds))
     contenders = [make() for name, make in comparison.makers.items() if name not in without]
     reference = contenders[0].name
-    runs, losses = measure(contenders, work, folder, comparison.name, repeats)
+    runs, by_turn = measure(contenders, work, folder, comparison.name, repeats)
     rows = compare(runs, reference)
     print(f"\n{comparison.name}\n\n{to_markdown(rows, reference)}")
-    losses[INITIAL] = work.training_loss(work.initial_weights)
-    print("loss on all training images:", ", ".join(f"{n} {x:.6f}" for n, x in losses.items()))
+    by_turn[INITIAL] = [work.training_loss(work.initial_weights)]
+    found = {name: Figure.of(values) for name, values in by_turn.items()}
+    print("loss on all training images:", ", ".join(f"{n} {_told(x)}" for n, x in found.items()))
+    losses = {name: figure.most for name, figure in found.items()}
     comparison.check(losses, reference)
     _write(folder, comparison.name, work, rows, losses)
+
+
+def _told(loss: Figure) -> str:
+    spread = f" ({loss.least:.6f}-{loss.most:.6f})" if loss.least < loss.most else ""
+    return f"{loss.median:.6f}{spread}"
 
 
 def comparisons(mode: str, folder: Path) -> list[Comparison]:
@@ -213,12 +219,11 @@ def _refused(arguments: argparse.Namespace, folder: Path) -> str | None:
 
 def measure(
     contenders: Sequence[Contender], work: Work, folder: Path, mode: str, repeats: int
-) -> tuple[dict[str, list[Watched]], dict[str, float]]:
+) -> tuple[dict[str, list[Watched]], dict[str, list[float]]]:
     """Let contenders take turns; what ``measurements.jsonl`` holds already is not run again.
 
     Returns:
-        By contender its runs in the order of turns, and the loss of its last model, the worst over
-        turns.
+        By contender its runs in the order of turns, and the losses of its last models likewise.
 
     Raises:
         RunError: A contender failed.
@@ -232,7 +237,7 @@ def measure(
     path = folder / "measurements.jsonl"
     done = _measured(path, identity)
     runs: dict[str, list[Watched]] = {one.name: [] for one in contenders}
-    losses: dict[str, float] = {}
+    losses: dict[str, list[float]] = {one.name: [] for one in contenders}
     for turn in range(1, repeats + 1):
         for contender in contenders:
             key = (turn, contender.name)
@@ -252,7 +257,7 @@ def measure(
                 print(f"{sum(watched.round_s) / len(watched.round_s):.2f} s/round", flush=True)
             watched, loss = done[key]
             runs[contender.name].append(watched)
-            losses[contender.name] = max(loss, losses.get(contender.name, -math.inf))
+            losses[contender.name].append(loss)
     return runs, losses
 
 

@@ -28,7 +28,8 @@ class Watched:
         round_s: Seconds of each round after the first.
         start_to_round_1_s: Seconds from the command to the end of round 1.
         cpu_s_per_round: CPU seconds of the process and all that it started, mean of the rounds
-            after the first.
+            after the first and before the last, or of the second where there are but two: when the
+            last is seen to have ended, workers may have ended too, and their time be gone.
         start_cpu_s: Likewise, from the command to the end of round 1.
         total_s: Seconds from the command to the end of the process.
     """
@@ -108,10 +109,11 @@ def watch(
     if missing := [number for number in range(1, rounds + 1) if number not in seen_at]:
         raise RunError(f"a contender told nothing of rounds {missing}; see {log}")
     ends = _ends(rounds_file, seen_at)
+    last_alive = max(2, rounds - 1)
     return Watched(
         round_s=[ends[number] - ends[number - 1] for number in range(2, rounds + 1)],
         start_to_round_1_s=seen_at[1] - started_at,
-        cpu_s_per_round=(cpu_at[rounds] - cpu_at[1]) / (rounds - 1),
+        cpu_s_per_round=(cpu_at[last_alive] - cpu_at[1]) / (last_alive - 1),
         start_cpu_s=cpu_at[1],
         total_s=total_s,
     )

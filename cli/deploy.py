@@ -262,6 +262,63 @@ def run(
 app.command(name="client", cls=PlainHelp, epilog=EPILOG)(take_part)
 
 
+@app.command(cls=KeyCommand, epilog=EPILOG)
+def deal(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", hidden=True),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where to; each client of the deployment gets its own images, the usual place.",
+            show_default=False,
+        ),
+    ] = None,
+    folder: Folder = _FOLDER,
+    as_json: Json = False,
+) -> Outcome:
+    """Deal a data set into one file per client, to try a deployment with.
+
+    Keys are those of tessera run that say which images are dealt and how, such as: tessera deploy
+    deal data.source=digits partition.alpha=0.1
+
+    Writes DIR/client-0/train.parquet and so on, each of which a client can be given as its --data.
+    """
+    from data.export import write_shares
+    from data.partitioners import load_or_make_partition
+    from data.sources import load_dataset
+    from engine.edge.deployment import open_deployment
+
+    settings = settings or []
+    given = {word.partition("=")[0] for word in settings}
+    if out is None:
+        deployment = open_deployment(folder)
+        out = deployment.folder / "data"
+        if "partition.clients" not in given:
+            settings = [f"partition.clients={len(deployment.clients)}", *settings]
+    config = _parsed_to_deal(settings)
+    dataset = load_dataset(config.data, config.seed)
+    partition = load_or_make_partition(dataset, config.partition, config.seed)
+    files = write_shares(dataset, partition, out)
+    counts = [len(indices) for indices in partition.clients]
+    text = "".join(f"{path}  {n} images\n" for path, n in zip(files, counts, strict=True))
+    told = [{"file": str(p), "num_examples": n} for p, n in zip(files, counts, strict=True)]
+    return Outcome(text, {"files": told})
+
+
+def _parsed_to_deal(settings: list[str]) -> RunConfig:
+    from cli.main import parse
+    from core.errors import ConfigError, Problem
+
+    config = parse(settings)
+    if config.partition.scheme == "own":
+        rule = "deals nothing; take iid, dirichlet, pathological or quantity"
+        raise ConfigError([Problem("partition.scheme", "own", rule)])
+    return config
+
+
 @app.command(cls=PlainHelp, epilog=EPILOG)
 def logs(
     services: Annotated[

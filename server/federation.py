@@ -192,7 +192,8 @@ class Federation:
         line, num_counted = [], 0
         for k in cohort.arrivals:
             if self._nodes.node_of(k) is None:
-                yield self._told(_without_reply(k, 0, "failed", "no node holds this partition"))
+                why = self._nodes.why_missing(k)
+                yield self._told(_without_reply(k, 0, "failed", why))
             else:
                 line.append(k)
         if self._noted is not None:

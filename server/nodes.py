@@ -80,6 +80,8 @@ class Nodes:
         self._known: set[int] = set()
         self._refused: dict[int, str] = {}
         self._present: set[int] = set()
+        self._all_joined = False
+        self._here = describe_installation()
 
     @property
     def members(self) -> Mapping[int, Member]:
@@ -97,9 +99,16 @@ class Nodes:
         return any(member.keeps_state for member in self._members.values())
 
     def node_of(self, partition_id: int) -> int | None:
-        """The node that holds a partition; None where it is gone."""
+        """The node that holds a partition; None where it is gone, or not fit any more."""
         member = self._members.get(partition_id)
-        return member.node_id if member and member.node_id in self._present else None
+        able = self._present - self._refused.keys()
+        return member.node_id if member and member.node_id in able else None
+
+    def why_missing(self, partition_id: int) -> str:
+        """Why `node_of` knows none."""
+        member = self._members.get(partition_id)
+        refused = self._refused.get(member.node_id) if member else None
+        return refused or "no node holds this partition"
 
     def join(self) -> None:
         """Wait until every partition has a node.
@@ -126,6 +135,7 @@ class Nodes:
                     f"{self._missing()} within {timeout_s:g} s (engine.join-timeout-s)"
                 )
             time.sleep(POLL_S)
+        self._all_joined = True
         if len({member.keeps_state for member in self._members.values()}) > 1:
             stateless = [k for k, m in sorted(self._members.items()) if not m.keeps_state]
             raise RunError(
@@ -140,8 +150,10 @@ class Nodes:
 
     def _look(self) -> None:
         """Ask nodes that are new, and hear what those said that were asked."""
-        self._present = set(self._grid.get_node_ids())
+        before, self._present = self._present, set(self._grid.get_node_ids())
         now = time.monotonic()
+        # One that was away may be another process, which has to be told what it joins.
+        self._known -= self._present - before
         for name, (node_id, asked_at) in list(self._asked.items()):
             if now - asked_at > _ASK_AGAIN_S:
                 del self._asked[name]
@@ -153,6 +165,8 @@ class Nodes:
                     self._asked[name] = (node_id, now)
                     self._known.add(node_id)
         for name, reply in pull_each(self._grid, list(self._asked)):
+            if name not in self._asked:
+                continue  # answered before
             node_id, _ = self._asked.pop(name)
             try:
                 self._admit(self._member(node_id, reply))
@@ -192,7 +206,7 @@ class Nodes:
         if violations := form.violations(record):
             raise ValueError("; ".join(violations))
         told: dict[str, str] = {name: str(value) for name, value in record.settings.items()}
-        if unlike := _unlike(told["installation"]):
+        if unlike := _unlike(told["installation"], self._here):
             raise ValueError(f"{'; '.join(unlike)}; install the same on both")
         counts = None
         if counts_told:
@@ -223,13 +237,12 @@ class Nodes:
                 f"{self._num_clients - 1}"
             )
         holder = self._members.get(k)
-        started = len(self._members) == self._num_clients
-        if holder is not None and holder.node_id in self._present and not started:
-            raise RunError(
-                f"two nodes hold partition {k}: {_named(holder)} and {_named(member)}; give each "
-                "client its own --partition"
-            )
-        if holder is not None and holder.node_id in self._present:
+        if holder is not None and holder.node_id not in {member.node_id, *self._gone()}:
+            if not self._all_joined:
+                raise RunError(
+                    f"two nodes hold partition {k}: {_named(holder)} and {_named(member)}; give "
+                    "each client its own --partition"
+                )
             raise ValueError(f"partition {k} is held by {_named(holder)}, which is there")
         known = holder or self._before.get(k)
         if known is not None and not member.is_again(known):
@@ -239,6 +252,10 @@ class Nodes:
             )
         self._members[k] = member
         self._refused.pop(member.node_id, None)
+
+    def _gone(self) -> set[int]:
+        """Nodes that have joined and are not there."""
+        return {member.node_id for member in self._members.values()} - self._present
 
     def _refuse_hopeless(self) -> None:
         """Do not wait for time to run out where those who answered leave too few."""
@@ -312,10 +329,10 @@ def members_from_json(value: Mapping[str, Any]) -> dict[int, Member]:
     }
 
 
-def _unlike(installation: str) -> list[str]:
+def _unlike(installation: str, here: Mapping[str, str]) -> list[str]:
     try:
         there = json.loads(installation)
-        return differences({str(k): str(v)[:80] for k, v in there.items()}, describe_installation())
+        return differences({str(k): str(v)[:80] for k, v in there.items()}, here)
     except (ValueError, AttributeError):
         return ["does not tell what is installed there"]
 

@@ -418,9 +418,12 @@ def reproducing_command(config: RunConfig) -> str:
     words = [
         shlex.quote(f"{name}={str(value).lower() if isinstance(value, bool) else value}")
         for name, value in config.flat().items()
-        if name in _ALWAYS_TOLD or (name not in {"name", "runs"} and value != defaults.get(name))
+        if name in _ALWAYS_TOLD
+        or (name not in {"name", "runs", "resume"} and value != defaults.get(name))
     ]
-    return " ".join(["tessera", "run", *words])
+    # Clients bring their own images to a network alone.
+    verb = ["deploy", "run"] if config.partition.scheme == "own" else ["run"]
+    return " ".join(["tessera", *verb, *words])
 
 
 def with_nearest_images(

@@ -20,7 +20,8 @@ class GivenCohorts(FedAvg):
     """FedAvg whose messages tell which client's data to train on.
 
     Flower draws node ids at random and samples from them, which no seed repeats. It still samples
-    as many nodes as ever; only whose data a node takes is told by the message.
+    as many nodes as ever; only whose data a node takes is told by the message. It adds up replies
+    as they arrive; they are put in the cohort's order first, so that all runs end at one loss.
     """
 
     def __init__(self, given: Given, diary: Diary) -> None:
@@ -32,6 +33,7 @@ class GivenCohorts(FedAvg):
             min_available_nodes=num_clients,
         )
         self._cohorts = given.cohorts
+        self._asked: list[int] = []
         self._diary = diary
 
     def configure_train(
@@ -39,6 +41,7 @@ class GivenCohorts(FedAvg):
     ) -> Iterable[Message]:
         """Stock sampling; then each message names a client of the given cohort."""
         messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._asked = [message.metadata.dst_node_id for message in messages]
         for message, client in zip(messages, self._cohorts[server_round - 1], strict=True):
             told = ConfigRecord({**config, "client": client})
             message.content = RecordDict({"arrays": arrays, "config": told})
@@ -47,8 +50,10 @@ class GivenCohorts(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Stock aggregation; then the round has ended."""
-        aggregated = super().aggregate_train(server_round, replies)
+        """Stock aggregation in the cohort's order; then the round has ended."""
+        place = self._asked.index
+        ordered = sorted(replies, key=lambda reply: place(reply.metadata.src_node_id))
+        aggregated = super().aggregate_train(server_round, ordered)
         self._diary.round_ended(server_round)
         return aggregated
 

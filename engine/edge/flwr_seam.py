@@ -82,6 +82,13 @@ def plain(line: str) -> str:
     return _ANSI.sub("", line).strip()
 
 
+def is_of_note(line: str) -> bool:
+    """Whether a line of a SuperNode's log tells of more than of its own runtime API."""
+    return (
+        bool(line) and line != "INFO :" and not line.startswith("INFO:") and "FastAPI" not in line
+    )
+
+
 def joined_as(line: str) -> int | None:
     """The node id that a SuperNode logs once it has joined."""
     found = _JOINED.search(line)

@@ -104,7 +104,7 @@ def check_server(address: ServerAddress, credentials: Credentials) -> None:
             f"--key={credentials.path}: the server at {address} does not know this key, whose "
             f"fingerprint is {credentials.fingerprint}; register it on the server, with: "
             f"flwr supernode register {credentials.path.name}.pub, or: tessera deploy up; "
-            f"{_NOTHING_SENT}"
+            "nothing was sent but the public key"
         )
     if registration is Registration.NOT_AUTHENTIC:
         now = datetime.datetime.now(datetime.UTC)

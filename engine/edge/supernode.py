@@ -20,6 +20,7 @@ from pathlib import Path
 
 from engine.edge.flwr_seam import (
     RuntimeApi,
+    is_of_note,
     joined_as,
     node_config_toml,
     plain,
@@ -141,7 +142,7 @@ class SuperNode:
         with self._process.stdout as stream:
             for raw in stream:
                 line = plain(raw.decode(errors="replace"))
-                if not line or line == "INFO :":
+                if not is_of_note(line):
                     continue
                 self._lines.append(line)
                 self.refused |= says_refused(line)

@@ -256,16 +256,15 @@ class EdgeFederation:
         self.flwr("supernode", "register", str(client / "key.pub"), CONNECTION)
 
     def start_client(
-        self, client: Path, *options: str, server: str | None = None, key: Path | None = None
+        self, client: Path, *options: str, server: str | None = None, patch: str = ""
     ) -> Process:
-        """``tessera deploy client`` with a client's folder."""
+        """``tessera deploy client`` with a client's folder; `patch` is Python to run before."""
         return self.start(
             client.name,
             [
-                *(sys.executable, "-m", "cli.main", "deploy", "client"),
-                *("--server", server or self.address),
-                *("--data", str(client / "data"), "--key", str(key or client)),
-                *options,
+                *(sys.executable, "-c", f"{patch}\nfrom cli.main import main\nmain()"),
+                *("deploy", "client", "--server", server or self.address),
+                *("--data", str(client / "data"), "--key", str(client), *options),
             ],
         )
 
@@ -275,6 +274,17 @@ class EdgeFederation:
         for process in processes:
             node_id_of(process)
         return processes
+
+    def start_hostile(self, client: Path, partition_id: int, *modes: str) -> Process:
+        """A node with a client's key that answers as `tests.integration.hostile_node` says."""
+        return self.start(
+            f"{client.name}-hostile",
+            [
+                *(sys.executable, "-m", "tests.integration.hostile_node", ",".join(modes)),
+                self.address,
+                *(str(client), str(partition_id)),
+            ],
+        )
 
     def start_run(self, keys: Mapping[str, object]) -> Process:
         """``flwr run`` with these keys; run folders lie in `runs`."""

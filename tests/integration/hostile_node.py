@@ -1,11 +1,12 @@
 """A node that has a registered key and does not keep to the rules. A driver, not a test.
 
-``python -m tests.integration.hostile_node MODE SERVER FOLDER PARTITION`` joins with the key in
-FOLDER and answers with the installed ClientApp, but for training messages as MODE says:
+``python -m tests.integration.hostile_node MODES SERVER FOLDER PARTITION`` joins with the key in
+FOLDER and answers with the installed ClientApp, but the k-th training message as the k-th of the
+modes says, which are separated by commas; the last one goes on:
 
 - ``honest``: as it should;
 - ``duplicate``: sends every reply twice;
-- ``replay``: holds the reply to its first message back, and sends it again after each later one;
+- ``replay``: as it should, and sends its first reply again;
 - ``oversize``: 64 MiB in the place of an array;
 - ``malformed``: an array whose header tells another shape than its bytes;
 - ``object``: an array of Python objects, which only pickle could read;
@@ -16,6 +17,7 @@ FOLDER and answers with the installed ClientApp, but for training messages as MO
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -46,7 +48,7 @@ OVERSIZE_BYTES = 64 << 20
 Send = Callable[[Message], None]
 
 
-def main(mode: str, server: str, folder: Path, partition_id: int) -> None:
+def main(modes: list[str], server: str, folder: Path, partition_id: int) -> None:
     """Join, and answer until ended."""
     key = load_ssh_private_key((folder / "key").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
@@ -70,6 +72,7 @@ def main(mode: str, server: str, folder: Path, partition_id: int) -> None:
             print(f"sent a reply to {reply.metadata.message_type}", flush=True)
 
         held: list[Message] = []
+        left = list(modes)
         contexts: dict[int, Context] = {}
         while True:
             received = receive()
@@ -93,24 +96,24 @@ def main(mode: str, server: str, folder: Path, partition_id: int) -> None:
             set_message_id(message, tree.object_id)
             reply = app(message, contexts[run_id])
             if message.metadata.message_type == "train":
-                _answer(mode, reply, held, send_whole)
+                _answer(left.pop(0) if len(left) > 1 else left[0], reply, held, send_whole)
             else:
                 send_whole(reply)
 
 
 def _answer(mode: str, reply: Message, held: list[Message], send: Send) -> None:
+    print(f"answers as {mode}", flush=True)
     if mode in _TAMPERED:
         _TAMPERED[mode](reply)
     send(reply)
     if mode == "duplicate":
-        # The same content under another id, since a message is known by what is in it.
+        # Under another id: Flower knows a message by what is in it.
         again = Message(reply.content, reply_to=_request_of(reply))
         again.metadata.__dict__["_created_at"] = reply.metadata.created_at + 1e-3
         send(again)
-    if mode == "replay":
-        for old in held:
-            send(old)
-        held[:] = held or [reply]
+    if mode == "replay" and held:
+        send(held[0])
+    held.append(reply)
 
 
 def _request_of(reply: Message) -> Message:
@@ -175,4 +178,5 @@ _TAMPERED: dict[str, Callable[[Message], None]] = {
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    main(sys.argv[1].split(","), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from core.config import RunConfig
 from core.errors import ConfigError, QuorumError, RunError
 from core.installation import describe_installation, differences
 from core.records import RoundRecord, RunFolder
+from core.wire import Record
 from data.export import write_shares
 from data.partition import Partition
 from engine.flwr_seam import run_identity
@@ -29,6 +31,7 @@ from experiments.run import run as simulate
 from server.app import make_server_app
 from server.preparation import prepare
 from server.progress import PlainProgress
+from strategies.flower import to_flower
 from strategies.table import parse_config
 from tests.conftest import tiny_keys
 from tests.integration.network_grid import NetworkGrid, Node
@@ -234,7 +237,7 @@ def in_round(number: int, message: Message) -> bool:
 def huge(message: Message) -> Message:
     """A reply of the right form but for one array of forty million numbers."""
     arrays = ArrayRecord({"huge": Array(np.zeros(4 * 10**7, np.float32))})
-    return Message(RecordDict({"arrays": arrays}), reply_to=message)
+    return Message(to_flower(Record(), arrays), reply_to=message)
 
 
 @pytest.mark.parametrize("what", ["malformed", "oversize", "empty"])
@@ -455,7 +458,7 @@ def test_a_private_client_tells_no_counts_and_keeps_its_own_ledger(tmp_path: Pat
 def test_what_runs_cost_a_client_adds_up_over_runs(tmp_path: Path) -> None:
     here = private_network(tmp_path)
     here.run()
-    with pytest.raises(RunError, match=r"no budget left: round 1 would bring it to epsilon"):
+    with pytest.raises(RunError, match=r"no budget left: round 2 would bring it to epsilon"):
         here.run(name="again")
     assert [c["round"] for c in spent(tmp_path, 0)] == [1, 2]
     # Other images under the same key do not start anew.
@@ -569,3 +572,33 @@ def test_own_images_need_a_network() -> None:
     config = parse_config({"partition.scheme": "own"})
     with pytest.raises(ConfigError, match="tessera deploy run"):
         simulate(config, PlainProgress())
+
+
+def test_a_client_that_comes_back_with_other_images_is_left_out(tmp_path: Path) -> None:
+    here = network(tmp_path, rounds=4)
+    mine, theirs = (Path(str(node_of(here, k).config["data"])) for k in (0, 1))
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            node_of(here, 0).is_present = False
+        if messages and in_round(2, messages[0]):
+            node_of(here, 0).is_present = True
+            mine.write_bytes(theirs.read_bytes())
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[0] for n in (1, 2, 3, 4)] == ["failed"] * 4
+    assert "its images" in str(here.records()[4].clients[0].failure)
+
+
+def test_a_client_that_has_lost_its_state_is_told_anew_what_it_joins(tmp_path: Path) -> None:
+    here = network(tmp_path, rounds=3)
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            node_of(here, 0).is_present = False
+        if messages and in_round(2, messages[0]):
+            node_of(here, 0).is_present = True
+            shutil.rmtree(tmp_path / "state-0", ignore_errors=True)
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[0] for n in (1, 2, 3)] == ["failed", "failed", "counted"]

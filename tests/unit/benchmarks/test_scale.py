@@ -34,7 +34,7 @@ def measured(case: Case, factor: float = 1.0) -> Measured:
         wall_s=[factor * r / 10 for r in rounds],
         cpu_s=[factor * r / 5 for r in rounds],
         server_mb=[100.0 + r for r in rounds],
-        actor_mb=[[50.0, 60.0 + r] if case.workers else [] for r in rounds],
+        worker_mb=[[50.0, 60.0 + r] if case.workers else [] for r in rounds],
     )
 
 
@@ -43,7 +43,7 @@ def measured(case: Case, factor: float = 1.0) -> Measured:
     [
         (["--rounds", "5"], "--rounds 5: must be above 5"),
         (["--other-rounds", "0"], "--other-rounds 0: must be above 5"),
-        (["--engines", "threads"], "--engines threads: must be one of ray, in-process"),
+        (["--engines", "threads"], "--engines threads: must be one of processes, ray"),
         (["--cases", "100"], "--cases 100: must be two numbers"),
         (["--cases", "100x0"], "--cases 100x0: at least 1 client"),
         (["--cases", "10x11"], "--cases 10x11: at least 1 client"),
@@ -70,7 +70,7 @@ def test_what_was_measured_is_not_measured_again(
     ran: list[Case] = []
 
     def measure(case: Case) -> Measured:
-        if len(ran) == 3:
+        if len(ran) == 5:
             raise subprocess.CalledProcessError(4, "tessera", "it failed")
         ran.append(case)
         return measured(case)
@@ -79,7 +79,7 @@ def test_what_was_measured_is_not_measured_again(
     words = ("--cases", "10000x100", "100x100", "--rounds", "7", "--other-rounds", "6")
     assert scale.run(arguments(tmp_path, *words)) == 1
     assert "it failed" in capsys.readouterr().out
-    ran[:] = ran[2:]
+    ran[:] = ran[4:]
     assert scale.run(arguments(tmp_path, *words)) == 0
     assert [(c.engine, c.registered, c.rounds, c.workers) for c in ran] == [
         ("in-process", 10_000, 7, 0),
@@ -89,7 +89,7 @@ def test_what_was_measured_is_not_measured_again(
     assert kept["hardware"]["torch"] == torch.__version__
     assert [Measured.from_json(one) for one in kept["results"]] == [
         measured(Case(engine, registered, 100, rounds, 8, workers))
-        for engine, workers in (("ray", 2), ("in-process", 0))
+        for engine, workers in (("processes", 2), ("ray", 2), ("in-process", 0))
         for registered, rounds in ((10_000, 7), (100, 6))
     ]
     ElementTree.fromstring((tmp_path / "scale.svg").read_bytes())
@@ -122,7 +122,7 @@ def test_memory_and_time_of_a_process_are_its_own() -> None:
         assert 512 <= scale._resident_mb(child.pid) <= 600
         assert 0.3 <= scale._cpu_s(child.pid) <= 5
         assert scale._resident_mb(os.getpid()) - before < 256
-        assert scale._actors_of(child.pid) == []
+        assert scale._workers_of(child.pid) == []
         child.communicate("\n")
     assert scale._resident_mb(child.pid) == scale._cpu_s(child.pid) == 0
 
@@ -134,9 +134,12 @@ def test_the_images_are_equally_many_of_each_class_and_always_the_same() -> None
     assert first.sha256() == again.sha256()
 
 
-def test_a_case_runs(tmp_path: Path) -> None:
-    words = ("--cases", "12x6", "--other-rounds", "6", "--engines", "in-process")
+@pytest.mark.parametrize(("engine", "workers"), [("in-process", 0), ("processes", 2), ("ray", 2)])
+def test_a_case_runs(engine: str, workers: int, tmp_path: Path) -> None:
+    words = ("--cases", "12x6", "--other-rounds", "6", "--engines", engine)
     assert scale.run(arguments(tmp_path, *words)) == 0
     (one,) = scale.Results.open(tmp_path).measured.values()
-    assert len(one.wall_s) == len(one.cpu_s) == len(one.server_mb) == 6
-    assert min(one.wall_s) > 0 and min(one.server_mb) > 50 and one.largest_actor_mb == []
+    assert len(one.wall_s) == len(one.cpu_s) == len(one.server_mb) == len(one.worker_mb) == 6
+    assert min(one.wall_s) > 0 and min(one.server_mb) > 50
+    assert [len(each) for each in one.worker_mb] == [workers] * 6
+    assert all(memory > 50 for each in one.worker_mb for memory in each)

@@ -93,7 +93,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     both, losses = speed.measure(contenders, work, tmp_path, "training", 2)
     assert Counted.runs == 4
     assert [run.round_s for run in both["ours"]] == [first["ours"][0].round_s, [3.0]]
-    assert losses["ours"] == work.training_loss(work.initial_weights)
+    assert losses["ours"] == [work.training_loss(work.initial_weights)] * 2
 
 
 @pytest.mark.parametrize("changed", ["source", "work", "mode", "cpu"])

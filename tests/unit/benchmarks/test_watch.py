@@ -59,6 +59,22 @@ living.kill(); living.wait()
     assert watched(tmp_path, script, 2).cpu_s_per_round >= 0.78  # two clocks of 10 ms
 
 
+def test_cpu_time_survives_a_worker_that_ends_with_the_last_round(tmp_path: Path) -> None:
+    script = """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever ends takes its CPU seconds along
+burn = "while True: pass"
+worker = subprocess.Popen([sys.executable, "-c", burn])
+for r in (1, 2):
+    tell(round=r)
+    time.sleep(0.5)
+worker.kill()
+worker.wait()
+tell(round=3)
+"""
+    assert watched(tmp_path, script, 3).cpu_s_per_round >= 0.1
+
+
 def test_a_failure_names_the_log(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"exit code 3; see .*log\.txt"):
         watched(tmp_path, "print('why'); sys.exit(3)", 2)

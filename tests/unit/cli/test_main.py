@@ -18,7 +18,14 @@ import cli.main
 import experiments.plan
 from cli.main import SUITE_FORM, app
 from cli.outcome import EXIT_CODES
-from core.errors import ConfigError, DataError, RecordError, RunError, TesseraError
+from core.errors import (
+    ConfigError,
+    DataError,
+    QuorumError,
+    RecordError,
+    RunError,
+    TesseraError,
+)
 from core.records import RunFolder
 from experiments.suite import parse_suite
 from strategies.table import STRATEGIES, config_keys, parse_config
@@ -69,9 +76,9 @@ def test_help_says_which_strategies_read_a_section() -> None:
 
 
 def test_exit_codes_are_those_of_the_errors_and_in_every_help() -> None:
-    errors = (TesseraError, ConfigError, DataError, RunError, RecordError)
+    errors = (TesseraError, ConfigError, DataError, RunError, RecordError, QuorumError)
     assert EXIT_CODES.keys() == {0, 130, *(error.exit_code for error in errors)}
-    assert [error.exit_code for error in errors] == [1, 2, 3, 4, 5]
+    assert [error.exit_code for error in errors] == [1, 2, 3, 4, 5, 6]
     for words in ((), ("run",), ("compare",), ("report",), ("doctor",)):
         shown = tessera(*words, "--help").stdout
         for code, meaning in EXIT_CODES.items():

@@ -26,6 +26,7 @@ from engine.edge.flwr_seam import (
     HEARTBEAT_S,
     RuntimeApi,
     RuntimeApiError,
+    is_of_note,
     joined_as,
     node_config_toml,
     plain,
@@ -76,6 +77,9 @@ def test_what_a_supernode_logs() -> None:
     assert line == "INFO :      SuperNode ID: 18364758544493064720"
     assert joined_as(line) == 18364758544493064720
     assert joined_as("anything else") is None
+    assert is_of_note(line) and is_of_note("ERROR :     Exit Code: 305")
+    for noise in ("", "INFO :", "INFO:     Started server process [7]", "INFO :  FastAPI lifespan"):
+        assert not is_of_note(noise)
     assert says_refused("[code: 2004] Failed to activate SuperNode.")
     assert not says_refused("[code: 2005] Failed")
 

@@ -1,0 +1,134 @@
+"""Methods of a suite against one of them, seed by seed.
+
+Reads the runs of a suite that ``tessera compare`` has run to its end, and prints for each setting
+and method the test accuracy after the last round, mean and standard deviation over seeds; how far
+it lies from the reference's, paired by seed, with the 95% interval of Student's t; and seconds of
+client work in a round, of all clients together, the least of all rounds and seeds: in others the
+machine may have done something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from scipy.stats import t as student
+
+from core.errors import ConfigError, RunError, TesseraError
+from experiments.suite import read_suite
+from report.loading import LoadedRun
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is compared of one run.
+
+    Attributes:
+        accuracy: On test data after the last round, in [0, 1].
+        client_s: Seconds of client work in the round that took least.
+    """
+
+    accuracy: float
+    client_s: float
+
+    @classmethod
+    def of(cls, run: LoadedRun) -> Outcome:
+        """Of a complete run."""
+        final = run.final
+        assert final is not None and final.test is not None, "a complete run was judged"
+        spent = [record.seconds["client_sum"] for record in run.rounds if record.round > 0]
+        return cls(final.test.accuracy, min(spent))
+
+
+Outcomes = dict[tuple[str, str], dict[int, Outcome]]
+"""By setting and method, by seed."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("suite", type=Path, metavar="SUITE.toml", help="a suite that has run")
+    parser.add_argument(
+        "--reference", required=True, metavar="METHOD", help="label of the method to compare with"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table; returns the exit code."""
+    try:
+        found = outcomes(arguments.suite)
+        if arguments.reference not in (labels := {method for _, method in found}):
+            told = ", ".join(sorted(labels))
+            raise RunError(f"--reference={arguments.reference}: must be one of {told}")
+        print(table(found, arguments.reference))
+    except TesseraError as error:
+        print(f"python -m benchmarks paired: {error}", file=sys.stderr)
+        return ConfigError.exit_code if isinstance(error, ConfigError) else error.exit_code
+    return 0
+
+
+def outcomes(path: Path) -> Outcomes:
+    """What came of every run of the suite at `path`, which tunes nothing.
+
+    Raises:
+        TesseraError: The suite cannot be read.
+        RunError: A run is not complete.
+    """
+    found: Outcomes = {}
+    for one in read_suite(path).runs:
+        looked = one.look()
+        if looked.run is None:
+            raise RunError(f"{one.name} is {looked.state}; run tessera compare {path} to its end")
+        by_seed = found.setdefault((one.setting, one.method), {})
+        by_seed[one.config.seed] = Outcome.of(looked.run)
+    return found
+
+
+def table(found: Outcomes, reference: str) -> str:
+    """The comparison as Markdown; accuracies in percent, differences in points."""
+    lines = [
+        "| setting | method | test accuracy, % | by seed "
+        f"| minus {reference}, points | 95% interval | client s a round, least |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
+    for (setting, method), by_seed in found.items():
+        base = found[setting, reference]
+        seeds = sorted(by_seed)
+        accuracies = [100 * by_seed[seed].accuracy for seed in seeds]
+        differences = [100 * (by_seed[s].accuracy - base[s].accuracy) for s in seeds]
+        apart = ("-", "-") if method == reference else difference_text(differences)
+        cells = [
+            setting,
+            method,
+            f"{fmean(accuracies):.2f} ± {_deviation(accuracies):.2f}",
+            ", ".join(f"{accuracy:.2f}" for accuracy in accuracies),
+            *apart,
+            f"{min(by_seed[seed].client_s for seed in seeds):.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference_text(differences: Sequence[float]) -> tuple[str, str]:
+    """Mean of paired differences and its interval."""
+    mean, half = fmean(differences), half_interval(differences)
+    return f"{mean:+.2f}", f"{mean - half:+.2f} to {mean + half:+.2f}"
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the interval around the mean of independent normal values; infinite for one."""
+    count = len(values)
+    if count < 2:
+        return math.inf
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, count - 1))
+    return quantile * stdev(values) / math.sqrt(count)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else math.nan
