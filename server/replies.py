@@ -18,8 +18,9 @@ from flwr.serverapp import Grid
 from core.wire import Record
 from strategies.flower import to_flower
 
-POLL_S = 0.2
-"""Between two looks for replies on a grid that does not wait for them itself."""
+POLL_S, LONGEST_POLL_S = 0.2, 1.0
+"""Between two looks for replies on a grid that does not wait for them itself: the longer the wait
+has been, the longer. A look costs the SuperLink a query of its database for each reply."""
 
 LOT = 64
 """Clients that Tessera's own grid is given at once; as many actors always have work."""
@@ -122,13 +123,14 @@ def _polled(
         if name:
             waiting[name] = one
     del messages
-    probes = _Probes(grid)
+    probes, began = _Probes(grid), time.monotonic()
     while waiting and (deadline is None or time.monotonic() < deadline):
         looked = time.monotonic()
         yield from pull_each(grid, list(waiting))
         yield from probes.lost(waiting)
+        now = time.monotonic()
         # Of many clients a look takes long; the SuperLink has other work to do.
-        time.sleep(max(POLL_S, time.monotonic() - looked))
+        time.sleep(max(min(LONGEST_POLL_S, max(POLL_S, (now - began) / 10)), 3 * (now - looked)))
 
 
 class _Probes:
