@@ -36,7 +36,8 @@ pytestmark = [
 ]
 
 DEALT = ("partition.scheme", "partition.alpha")
-DP = {"privacy.mechanism": "dp-sgd", "privacy.epsilon": 8.0, "privacy.steps": 2}
+DP = {"privacy.mechanism": "dp-sgd", "privacy.epsilon": 90.0, "privacy.steps": 2}
+FEATURE = {**DP, "privacy.mechanism": "feature", "feddm.initialisation": "noise"}
 
 
 def own_keys(strategy: str, **keys: object) -> dict[str, object]:
@@ -103,16 +104,16 @@ def test_own_images_give_the_weights_of_a_simulation(
 
 @pytest.mark.parametrize(
     ("strategy", "private"),
-    [("fedavg", DP), ("feddm", {"privacy.mechanism": "feature", "privacy.epsilon": 8.0})],
+    [("fedavg", DP), ("feddm", FEATURE)],
 )
 def test_private_runs_are_paid_from_the_clients_own_ledgers(
     strategy: str, private: Mapping[str, object], federation: EdgeFederation, clients: list[Process]
 ) -> None:
     name = f"private-{strategy}"
     before = charges(federation)
-    run = federation.start_run(
-        {**own_keys(strategy, name=name), **private, "privacy.epsilon": 90.0}
-    )
+    keys = {**own_keys(strategy, name=name), **private}
+    keys.pop("feddm.real-batch", None)  # every example takes part
+    run = federation.start_run(keys)
     assert run.wait(PATIENCE_S) == 0, run.text()
     assert outcomes(federation, name) == [["counted"] * 3] * 2
     spent = RunFolder(federation.runs / name).read_json("privacy")["spent"]
