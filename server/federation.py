@@ -31,7 +31,7 @@ from server.prediction import reply_spec, request_settings
 from server.preparation import Preparation
 from server.progress import Progress
 from server.recorder import Recorder
-from server.replies import LOST, Unreadable, stream_replies
+from server.replies import LOST, Unreadable, printable, stream_replies
 from server.spending import Spending
 from strategies.base import (
     FederatedEvaluation,
@@ -269,13 +269,13 @@ class Federation:
         """Validate one reply and count its bytes; training took at most `most_s`."""
         if isinstance(message, Unreadable):
             outcome: ReplyOutcome = "failed" if message.why == LOST else "refused"
-            why = _printable(message.why, _LONGEST_REASON)
+            why = printable(message.why, _LONGEST_REASON)
             return _without_reply(partition_id, bytes_down, outcome, why)
         if message.has_error():
             trace = message.error.reason or f"error code {message.error.code}"
-            why = _printable(trace.partition("\n")[0], _LONGEST_REASON)
+            why = printable(trace.partition("\n")[0], _LONGEST_REASON)
             record = _without_reply(partition_id, bytes_down, "failed", why).record
-            return Received(None, record, trace=_printable(trace, _LONGEST_TRACE))
+            return Received(None, record, trace=printable(trace, _LONGEST_TRACE))
         bytes_up = 0
         try:
             bytes_up = serialised_bytes(message)
@@ -516,12 +516,6 @@ def _discarded(item: Received, why: str) -> Received:
     failure = f"the round was discarded: {why}"
     record = dataclasses.replace(item.record, outcome="refused", failure=failure, metrics={})
     return Received(None, record)
-
-
-def _printable(text: str, longest: int) -> str:
-    """A client's text as it may go on record and to a terminal."""
-    cut = text if len(text) <= longest else text[:longest] + " ... (cut)"
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in cut)
 
 
 def _worst(client_accuracy: list[float | None]) -> float | None:

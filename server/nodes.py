@@ -8,6 +8,7 @@ the federation cannot start without it.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +24,16 @@ from core.wire import ArraySpec, Record, RecordSpec
 from data.own import DataForm
 from data.partition import Partition
 from server.preparation import Preparation
-from server.replies import POLL_S, Unreadable, pull_each
+from server.replies import POLL_S, Unreadable, printable, pull_each
 from strategies.flower import from_flower, to_flower
+
+log = logging.getLogger("tessera")
 
 _LONGEST_SETTING = 4_096
 _LONGEST_REASON = 500
+GRACE_S = 30.0
+"""For nodes that have not answered when every partition has one."""
+
 _ASK_AGAIN_S = 60.0
 """After which a node that was asked who it is, and said nothing, is asked again."""
 
@@ -135,6 +141,11 @@ class Nodes:
                     f"{self._missing()} within {timeout_s:g} s (engine.join-timeout-s)"
                 )
             time.sleep(POLL_S)
+        # One that has yet to answer may hold a partition that is held already.
+        grace = min(deadline, time.monotonic() + GRACE_S)
+        while self._silent() and time.monotonic() < grace:
+            time.sleep(POLL_S)
+            self._look()
         self._all_joined = True
         if len({member.keeps_state for member in self._members.values()}) > 1:
             stateless = [k for k, m in sorted(self._members.items()) if not m.keeps_state]
@@ -173,7 +184,8 @@ class Nodes:
             except ValueError as error:
                 if isinstance(error, RunError):
                     raise
-                self._refused[node_id] = str(error)[:_LONGEST_REASON]
+                self._refused[node_id] = printable(str(error), _LONGEST_REASON)
+                log.warning("node %d takes no part: %s", node_id, self._refused[node_id])
 
     def _question(self, node_id: int) -> Message:
         settings = {}
@@ -263,10 +275,14 @@ class Nodes:
         if self._refused and not self._asked and len(able) < self._num_clients:
             raise QuorumError(self._missing())
 
+    def _silent(self) -> int:
+        """Nodes that are there and have not answered."""
+        return sum(node_id in self._present for node_id, _ in self._asked.values())
+
     def _missing(self) -> str:
         """Who is missing, and why."""
         missing = sorted(set(range(self._num_clients)) - self._members.keys())
-        silent = len([1 for node_id, _ in self._asked.values() if node_id in self._present])
+        silent = self._silent()
         text = (
             f"{len(self._members)} of partition.clients={self._num_clients} clients joined; no "
             f"node holds {_ranges(missing)}"

@@ -181,3 +181,9 @@ def pull_each(grid: Grid, names: Sequence[str]) -> Iterator[tuple[str, Message |
             continue
         for message in replies:
             yield message.metadata.reply_to_message_id, message
+
+
+def printable(text: str, longest: int) -> str:
+    """A client's text as it may go on record and to a terminal, `longest` characters of it."""
+    cut = text if len(text) <= longest else text[:longest] + " ... (cut)"
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in cut)

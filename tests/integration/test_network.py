@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -602,3 +602,31 @@ def test_a_client_that_has_lost_its_state_is_told_anew_what_it_joins(tmp_path: P
 
     with_faults(here, before_push)
     assert [here.outcomes(n)[0] for n in (1, 2, 3)] == ["failed", "failed", "counted"]
+
+
+def test_a_twin_that_answers_last_is_waited_for(tmp_path: Path) -> None:
+    """Every partition has a node by then; which of the two comes first must not decide."""
+    here, looks = network(tmp_path), list[int]()
+    twin = {**node_of(here, 1).config, "state": str(tmp_path / "twin"), "key": "SHA256:twin"}
+    held: list[Message] = []
+
+    def slow(node_id: int, request: Message, reply: Message) -> list[Message | Exception]:
+        held.append(reply)
+        return []
+
+    here.nodes[4242] = Node(twin, fault=slow)
+    flat = parse_config(dict(here.run_config)).flat()
+    with run_identity(77) as identity:
+        grid = NetworkGrid(flat, here.nodes)
+        grid.set_run(identity)
+        present = grid.get_node_ids
+
+        def look() -> Iterable[int]:
+            looks.append(1)
+            if len(looks) == 3 and held:
+                grid.replies[held[0].metadata.reply_to_message_id].append(held.pop())
+            return present()
+
+        grid.get_node_ids = look  # type: ignore[method-assign]
+        with pytest.raises(RunError, match=r"two nodes hold partition 1"):
+            here.go(grid)
