@@ -223,9 +223,8 @@ def _ended(control: Control, run: RemoteRun, watched: _Watched, network: Network
     record = watched.record()
     status = str(record.get("status", ""))
     if watched.began:
-        watched.progress.run_ended(
-            status if status in ("complete", "failed", "interrupted") else "interrupted"
-        )
+        # How to go on is another command's here than a run on this machine would be told.
+        watched.progress.run_ended("complete" if status == "complete" else "failed")
     completed = network.status == "finished:completed"
     if status == "complete" or (completed and not record):
         return Ended(exit_code=0, failure="", network=network)
