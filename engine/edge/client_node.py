@@ -207,6 +207,7 @@ class _Runner:
             node_config=client.node_config(),
             max_retries=client.max_retries,
             health=client.health,
+            folder=client.state / ".supernode",
             log=lambda line: self._say(f"flower: {line}"),
         )
 

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -53,6 +52,7 @@ class SuperNode:
         node_config: What the ClientApp finds in ``context.node_config``.
         max_retries: Attempts in a row to reach the SuperLink again; None for no end.
         health: HOST:PORT of a health server, if one is wanted.
+        folder: Its own for as long as it runs; what a SuperNode before it left there is removed.
         log: Told every line that the SuperNode logs.
 
     Attributes:
@@ -71,13 +71,16 @@ class SuperNode:
         node_config: Mapping[str, str | int | float],
         max_retries: int | None,
         health: str | None,
+        folder: Path,
         log: Callable[[str], None],
     ) -> None:
         self.node_id: int | None = None
         self.refused = False
         self._log = log
         self._lines: deque[str] = deque(maxlen=20)
-        self._folder = Path(tempfile.mkdtemp(prefix="tessera-edge-"))  # of mode 0700
+        self._folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
         secret, config = self._folder / "secret", self._folder / "node.toml"
         config.write_text(node_config_toml(node_config))
         secret.write_bytes(secrets.token_bytes(32))

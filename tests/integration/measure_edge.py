@@ -9,6 +9,7 @@ object a measurement.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -21,12 +22,14 @@ from engine.edge.supernode import free_port
 from tests.conftest import tiny_keys
 from tests.integration.edge_federation import (
     BIN,
+    PATIENCE_S,
     EdgeFederation,
     Process,
     descendants,
+    wait_until,
 )
 
-NUM_ROUNDS = 6
+NUM_ROUNDS = 4
 IDLE_S = 10.0
 
 
@@ -43,6 +46,11 @@ def main(times: int) -> None:
 
 def _measure(federation: EdgeFederation, way: str, time_: int) -> dict[str, float]:
     [client] = federation.clients
+    wait_until(
+        lambda: None if "online" in [n["status"] for n in federation.nodes()] else True,
+        PATIENCE_S,
+        lambda: "the client before is still online",
+    )
     if way == "tessera":
         process = federation.start_client(client)
     else:
@@ -57,6 +65,9 @@ def _measure(federation: EdgeFederation, way: str, time_: int) -> dict[str, floa
         )
     process.wait_for(r"SuperNode ID: \d+")
     time.sleep(IDLE_S)
+    before_idle = _cpu_s(process)
+    time.sleep(IDLE_S)
+    before = _cpu_s(process)
     idle = _memory(process)
     peak, ended = _Peak(process), threading.Event()
     sampler = threading.Thread(target=peak.sample_until, args=(ended,))
@@ -67,13 +78,15 @@ def _measure(federation: EdgeFederation, way: str, time_: int) -> dict[str, floa
     assert run.wait(600) == 0, run.text()
     ended.set()
     sampler.join()
-    after = _memory(process)
+    after, cpu_s = _memory(process), _cpu_s(process) - before
     process.stop()
     rounds = RunFolder.open(federation.runs / name).read_rounds()[1:]
     walls = [record.seconds["wall"] for record in rounds]
     return {
         "message_s_median": round(statistics.median(walls), 2),
         "message_s_first": round(walls[0], 2),
+        "message_cpu_s": round(cpu_s / (NUM_ROUNDS + 1), 2),
+        "idle_cpu_percent": round(100 * (before - before_idle) / IDLE_S, 1),
         "idle_mb": round(idle / 1e6),
         "idle_after_run_mb": round(after / 1e6),
         "peak_mb": round(peak.bytes / 1e6),
@@ -89,6 +102,21 @@ class _Peak:
     def sample_until(self, ended: threading.Event) -> None:
         while not ended.wait(0.2):
             self.bytes = max(self.bytes, _memory(self._process))
+
+
+def _cpu_s(process: Process) -> float:
+    """Seconds on a processor of all of the client's processes, those that have ended among them.
+
+    Of what a run takes, one message each round and the query before them.
+    """
+    total = 0
+    for pid in {process.pid, *descendants(process.pid)}:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15]))
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def _memory(process: Process) -> int:
