@@ -26,8 +26,13 @@ WORKDIR /build
 COPY constraints.txt ./
 ARG PIP_INDEX_URL
 ARG TORCH_INDEX=
+# triton is torch.compile's, which Tessera does not use, and brings compilers; headers and static
+# libraries are for compilers too.
 RUN /opt/tessera/bin/pip install --constraint constraints.txt \
-    ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
+    ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision \
+    && /opt/tessera/bin/pip uninstall --quiet --yes triton \
+    && find /opt/tessera/lib \( -name '*.a' -o -path '*/torch/include' -o -path '*/nvidia/*/include' \) \
+    -prune -exec rm -r {} +
 COPY deploy/client.txt ./
 RUN /opt/tessera/bin/pip install --constraint constraints.txt --requirement client.txt
 # Files for other versions of Python do not compile, and need not.
