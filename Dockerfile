@@ -30,8 +30,12 @@ RUN /opt/tessera/bin/pip install --constraint constraints.txt \
     ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
 COPY deploy/client.txt ./
 RUN /opt/tessera/bin/pip install --constraint constraints.txt --requirement client.txt
-# Files for other versions of Python do not compile, and need not.
-RUN { /opt/tessera/bin/python -m compileall -qq -j 0 /opt/tessera/lib || true ; } \
+# triton is torch.compile's, which Tessera does not use, and brings compilers; headers and static
+# libraries are for compilers too. Files for other versions of Python do not compile, and need not.
+RUN /opt/tessera/bin/pip uninstall --quiet --yes triton \
+    && find /opt/tessera/lib \( -name '*.a' -o -path '*/torch/include' -o -path '*/nvidia/*/include' \) \
+    -prune -exec rm -r {} + \
+    && { /opt/tessera/bin/python -m compileall -qq -j 0 /opt/tessera/lib || true ; } \
     && printf '/opt/code\n/opt/server\n' \
     > "$(/opt/tessera/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tessera.pth"
 

@@ -83,6 +83,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     project = f"tessera-test-{secrets.token_hex(3)}"
     tessera("init", *ports, f"--project={project}", "--clients=3")
     deployment = open_deployment(folder)
+    env = deployment.compose_env
+    env.write_text(env.read_text().replace("CLIENT_MEMORY=2g", "CLIENT_MEMORY=1g"))
     _deal(deployment, token)
     for certificate in _AUTHORITIES.glob("*.crt"):  # this machine's own, for building alone
         shutil.copy(certificate, ROOT / "deploy" / "extra-ca")
