@@ -274,7 +274,7 @@ def test_a_reply_that_comes_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_late_reply_is_never_counted_in_a_later_round(tmp_path: Path) -> None:
-    """What a client made for round 1 arrives in round 2, as the reply to round 2 would."""
+    """What a client made for round 1 arrives in round 2, in the place of the reply to round 2."""
     here, without = network(tmp_path / "late"), network(tmp_path / "without")
     held: list[Message] = []
 
@@ -293,8 +293,9 @@ def test_a_late_reply_is_never_counted_in_a_later_round(tmp_path: Path) -> None:
     here.run(**{"engine.round-timeout-s": 3.0})
     without.run(**{"engine.round-timeout-s": 3.0})
     assert held
-    for number in (1, 2):
-        assert here.outcomes(number) == {0: "counted", 1: "late", 2: "counted"}
+    assert here.outcomes(1) == {0: "counted", 1: "late", 2: "counted"}
+    assert here.outcomes(2) == {0: "counted", 1: "refused", 2: "counted"}
+    assert "another request" in str(here.records()[2].clients[1].failure)
     for name, array in without.weights(2).items():
         np.testing.assert_array_equal(here.weights(2)[name], array)
 
@@ -308,6 +309,39 @@ def test_a_request_lost_with_its_process_does_not_hold_the_round(
     here.run()  # without it, until engine.round-timeout-s, an hour
     assert here.outcomes(1) == {0: "counted", 1: "counted", 2: "failed"}
     assert "started anew" in str(here.records()[1].clients[2].failure)
+
+
+def test_a_sign_of_life_that_names_another_request_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is inside a message is a node's to write; the SuperLink does not compare it."""
+    monkeypatch.setattr("server.replies.PROBE_S", 0.5)
+    here = network(tmp_path)
+
+    def forge(node_id: int, request: Message, reply: Message) -> list[Message | Exception]:
+        if request.metadata.message_type == "query":
+            return [reply]
+        if request.metadata.message_type == "train":
+            return []
+        reply.metadata.__dict__["_reply_to_message_id"] = "request-1"
+        return [reply]
+
+    node_of(here, 2).fault = forge
+    here.run()
+    for number in (1, 2):
+        assert here.outcomes(number) == {0: "counted", 1: "counted", 2: "failed"}
+
+
+def test_a_node_that_is_unregistered_before_its_request_goes_out_has_failed(tmp_path: Path) -> None:
+    here = network(tmp_path)
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            here.nodes.pop(next(i for i, n in here.nodes.items() if n.config["partition-id"] == 1))
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[1] for n in (1, 2)] == ["failed", "failed"]
+    assert "not registered any more" in str(here.records()[1].clients[1].failure)
 
 
 def test_a_client_that_works_long_is_not_taken_for_lost(
