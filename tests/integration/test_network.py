@@ -31,7 +31,7 @@ from experiments.run import run as simulate
 from server.app import make_server_app
 from server.preparation import prepare
 from server.progress import PlainProgress
-from strategies.flower import to_flower
+from strategies.flower import from_flower, to_flower
 from strategies.table import parse_config
 from tests.conftest import tiny_keys
 from tests.integration.network_grid import NetworkGrid, Node
@@ -222,6 +222,61 @@ def test_versions_that_differ_are_refused_and_both_named(
     with pytest.raises(QuorumError, match=pattern):
         grid_run(here, sent)
     assert trained(sent) == []
+
+
+@pytest.mark.parametrize("what", ["nested", "many images", "another partition"])
+def test_what_one_node_says_of_itself_does_not_end_a_run(tmp_path: Path, what: str) -> None:
+    """It was away, is asked anew who it is, and makes no sense."""
+    here = network(tmp_path, rounds=4)
+    node = node_of(here, 1)
+
+    def lie(node_id: int, request: Message, reply: Message) -> list[Message | Exception]:
+        if request.metadata.message_type != "query":
+            return [reply]
+        told = from_flower(reply.content)
+        arrays, metrics, settings = dict(told.arrays), dict(told.metrics), dict(told.settings)
+        if what == "nested":
+            settings["installation"] = "[" * 4000
+        elif what == "many images":
+            arrays["class_counts"] = np.full_like(arrays["class_counts"], 2**36)
+        else:
+            metrics["partition_id"] = 2
+        forged = Message(to_flower(Record(arrays, metrics, settings)), reply_to=request)
+        forged.metadata.__dict__["_src_node_id"] = node_id
+        return [forged]
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            node.is_present = False
+            node_of(here, 2).is_present = what != "another partition"
+        if messages and in_round(2, messages[0]):
+            node.is_present, node.fault = True, lie
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[1] for n in (1, 2, 3, 4)] == ["failed"] * 4
+    expected = {"nested": "does not tell what is installed", "many images": "a client may have"}
+    failure = str(here.records()[4].clients[1].failure)
+    assert expected.get(what, "holds partition 1 in this run, and says 2") in failure
+
+
+def test_a_stranger_that_is_there_first_does_not_keep_others_from_joining(tmp_path: Path) -> None:
+    here = network(tmp_path)
+    later = {i: n for i, n in here.nodes.items() if n.config["partition-id"] != 1}
+    for node_id in later:
+        del here.nodes[node_id]
+
+    def lie(node_id: int, request: Message, reply: Message) -> list[Message | Exception]:
+        here.nodes.update(later)
+        told = from_flower(reply.content)
+        settings = {**told.settings, "installation": "[" * 4000}
+        forged = Message(to_flower(Record(told.arrays, told.metrics, settings)), reply_to=request)
+        forged.metadata.__dict__["_src_node_id"] = node_id
+        return [forged]
+
+    stranger = {**node_of(here, 1).config, "state": str(tmp_path / "s"), "key": "SHA256:stranger"}
+    here.nodes[4242] = Node(stranger, fault=lie)
+    here.run()
+    assert here.outcomes(2) == dict.fromkeys(range(3), "counted")
 
 
 def test_patch_releases_and_builds_are_no_difference() -> None:
