@@ -183,10 +183,7 @@ def join(message: Message, context: Context) -> Message:
         text = str(from_flower(message.content).settings["federation"])
         folder = place.run_folder(config, context.run_id)
         write_whole(_form_file(folder, place), DataForm.from_text(text).to_text().encode())
-        private = config.privacy.is_example_level
-        quiet = quiet_failures(folder, place.partition_id) if private else contextlib.nullcontext()
-        with quiet:
-            own = _resident_of(context).workload.dataset.train
+        own = _resident_of(context).workload.dataset.train
         if not config.hides_counts:
             digest = owner_of(own.images, own.labels)
             classes = len(DataForm.from_text(text).class_names)
@@ -221,20 +218,20 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
     keep_freed_memory()
     place.bind()
     place.refuse_foreign_files(dict(run_config))
-    config = parse_config(dict(run_config))
+    config = place.settled(parse_config(dict(run_config)))
     place.refuse_too_costly(config)
     torch.set_num_threads(config.engine.client_threads)
     folder = place.run_folder(config, run_id)
     device = resolve_device(config.engine.device)
     if config.partition.scheme == "own":
-        dataset = _own_dataset(config, folder, place)
+        private = config.privacy.is_example_level
+        quiet = quiet_failures(folder, place.partition_id) if private else contextlib.nullcontext()
+        with quiet:
+            dataset = _own_dataset(config, folder, place)
         workload = ImageClassification(dataset, config.model, device)
         partition = _held_by(place.partition_id, dataset)
     else:
-        data = config.data
-        if place.state:
-            data = dataclasses.replace(data, root=place.data or data.root, download=False)
-        workload = open_workload(dataclasses.replace(config, data=data), device)
+        workload = open_workload(config, device)
         if not place.state and folder.partition.is_file():
             partition = Partition.read(folder.partition)
         else:

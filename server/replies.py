@@ -159,7 +159,7 @@ class _Probes:
     def lost(self, waiting: Mapping[str, _Asked]) -> Iterator[tuple[str, Message | Unreadable]]:
         """Requests in `waiting` that nobody works on any more."""
         for probe, _ in pull_each(self._grid, list(self._sent)):
-            name = self._sent.pop(probe, None)
+            name = self._sent.pop(probe, "")
             if name in waiting:
                 # Between the last look and the sign of life the reply may have come.
                 yield from list(pull_each(self._grid, [name])) or [(name, Unreadable(LOST))]

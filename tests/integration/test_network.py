@@ -583,6 +583,28 @@ def test_of_a_private_clients_images_no_refusal_tells_anything(tmp_path: Path) -
     assert "a-secret-class" in own.read_text()
 
 
+def test_of_images_that_a_private_client_loads_anew_no_refusal_tells_anything(
+    tmp_path: Path,
+) -> None:
+    """A process that is started in the middle of a run reads its images for an update."""
+    here = private_network(tmp_path)
+    place = Path(str(node_of(here, 1).config["data"]))
+    secret = tmp_path / "secret-class-folder" / "a-secret-class"
+    secret.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(secret / "0.png")
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            place.unlink(missing_ok=True)
+            shutil.copytree(secret.parent, place, dirs_exist_ok=True)
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[1] for n in (1, 2)] == ["failed", "failed"]
+    failure = str(here.records()[1].clients[1].failure)
+    assert "the client failed" in failure
+    assert not any(word in failure for word in ("secret", "classes", str(place)))
+
+
 def test_state_of_another_key_or_partition_is_refused(tmp_path: Path) -> None:
     here = network(tmp_path)
     here.run()
@@ -611,6 +633,21 @@ def test_a_server_names_no_file_of_a_client(tmp_path: Path, key: str, value: str
     with pytest.raises(ConfigError, match="a server may not"):
         place.refuse_foreign_files(run_config)
     assert not canary.exists()
+
+
+def test_of_the_servers_own_images_a_client_reads_nothing(tmp_path: Path) -> None:
+    """Neither the file that makes them, of which a run's identity is made, nor their folder."""
+    file = tmp_path / "images.py"
+    named = parse_config({"partition.scheme": "own", "data.source": f"{file}:load"})
+    place = Place(0, state=str(tmp_path / "state"))
+    before = place.settled(named).identity()
+    file.write_text("here now")
+    assert place.settled(named).identity() == before
+    rooted = parse_config({"data.source": "mnist", "data.root": "/etc", "data.download": True})
+    data = place.settled(rooted).data
+    assert (data.root, data.download) == (str(tmp_path / "state" / "data"), False)
+    assert dataclasses.replace(place, data="/mine").settled(rooted).data.root == "/mine"
+    assert Place(0).settled(rooted) == rooted
 
 
 def test_run_folders_of_a_client_stay_in_its_state(tmp_path: Path) -> None:
