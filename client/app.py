@@ -22,7 +22,7 @@ from client.private_update import PrivateUpdate, quiet_failures
 from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import numerics, resolve_device
-from core.errors import DataError
+from core.errors import DataError, RecordError
 from core.examples import Examples
 from core.installation import describe_installation
 from core.memory import FreedMemory, keep_freed_memory
@@ -276,7 +276,29 @@ def _own_dataset(config: RunConfig, folder: RunFolder, place: Place) -> ImageDat
         )
     if config.privacy.is_example_level:
         refuse_large_delta(config.privacy, [len(images)])
+    _refuse_other_images(config, folder, place, owner_of(images.images, images.labels))
     return form.dataset(images)
+
+
+def _refuse_other_images(config: RunConfig, folder: RunFolder, place: Place, digest: str) -> None:
+    """Hold a client to the images with which it joined; a private one's digest is told to nobody.
+
+    The server asks who a node is when it sees it come, and does not see a short absence.
+    """
+    path = folder.clients / f"partition-{place.partition_id:05d}.images.json"
+    mine = {"identity": config.identity(), "sha256": digest}
+    try:
+        theirs = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        theirs = {}
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: {error}; start the run again") from error
+    if theirs.get("identity") == mine["identity"] and theirs != mine:
+        raise DataError(
+            f"client {place.partition_id}'s images are not those with which it joined this run; "
+            "bring those back, or start the run anew under another name"
+        )
+    write_whole(path, json.dumps(mine).encode())
 
 
 def _held_by(partition_id: int, dataset: ImageDataset) -> Partition:

@@ -511,6 +511,9 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
         with_faults(here, kill)
     mine, theirs = (Path(str(node_of(here, k).config["data"])) for k in (0, 1))
     mine.write_bytes(theirs.read_bytes())
+    with pytest.raises(QuorumError, match=r"client 0's images are not those with which it joined"):
+        here.run(resume=True)
+    shutil.rmtree(tmp_path / "state-0")  # the server knows as well
     with pytest.raises(QuorumError, match=r"partition 0 belongs to.*images.* differ"):
         here.run(resume=True)
 
@@ -713,7 +716,22 @@ def test_a_client_that_comes_back_with_other_images_is_left_out(tmp_path: Path) 
 
     with_faults(here, before_push)
     assert [here.outcomes(n)[0] for n in (1, 2, 3, 4)] == ["failed"] * 4
-    assert "its images" in str(here.records()[4].clients[0].failure)
+    assert "images are not those" in str(here.records()[4].clients[0].failure)
+
+
+@pytest.mark.parametrize("make", [network, private_network])
+def test_a_client_whose_restart_nobody_saw_does_not_go_on_with_other_images(
+    tmp_path: Path, make: Callable[[Path], Network]
+) -> None:
+    here = make(tmp_path)
+    mine, theirs = (Path(str(node_of(here, k).config["data"])) for k in (0, 1))
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(2, messages[0]):
+            mine.write_bytes(theirs.read_bytes())
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[0] for n in (1, 2)] == ["counted", "failed"]
 
 
 def test_a_client_that_has_lost_its_state_is_told_anew_what_it_joins(tmp_path: Path) -> None:
