@@ -23,6 +23,9 @@ POLL_S, LONGEST_POLL_S = 0.2, 1.0
 """Between two looks for replies on a grid that does not wait for them itself: the longer the wait
 has been, the longer. A look costs the SuperLink a query of its database for each reply."""
 
+LONGEST_REST_S = 30.0
+"""After a look that took long itself."""
+
 LOT = 64
 """Clients that Tessera's own grid is given at once; as many actors always have work."""
 
@@ -134,13 +137,18 @@ def _polled(
     for name in unsent:
         yield name, Unreadable(UNSENT)
     probes, began = _Probes(grid), time.monotonic()
-    while waiting and (deadline is None or time.monotonic() < deadline):
+    while waiting:
         looked = time.monotonic()
         yield from pull_each(grid, list(waiting))
         yield from probes.lost(waiting)
         now = time.monotonic()
+        # One that sends slowly holds up a look; what came meanwhile is seen in one more.
+        if deadline is not None and looked >= deadline:
+            return
         # Of many clients a look takes long; the SuperLink has other work to do.
-        time.sleep(max(min(LONGEST_POLL_S, max(POLL_S, (now - began) / 10)), 3 * (now - looked)))
+        rest = min(LONGEST_REST_S, 3 * (now - looked))
+        pause = max(min(LONGEST_POLL_S, max(POLL_S, (now - began) / 10)), rest)
+        time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
 
 
 class _Probes:
