@@ -22,7 +22,7 @@ from client.private_update import PrivateUpdate, quiet_failures
 from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import numerics, resolve_device
-from core.errors import DataError
+from core.errors import DataError, RecordError
 from core.examples import Examples
 from core.installation import describe_installation
 from core.memory import FreedMemory, keep_freed_memory
@@ -183,10 +183,7 @@ def join(message: Message, context: Context) -> Message:
         text = str(from_flower(message.content).settings["federation"])
         folder = place.run_folder(config, context.run_id)
         write_whole(_form_file(folder, place), DataForm.from_text(text).to_text().encode())
-        private = config.privacy.is_example_level
-        quiet = quiet_failures(folder, place.partition_id) if private else contextlib.nullcontext()
-        with quiet:
-            own = _resident_of(context).workload.dataset.train
+        own = _resident_of(context).workload.dataset.train
         if not config.hides_counts:
             digest = owner_of(own.images, own.labels)
             classes = len(DataForm.from_text(text).class_names)
@@ -221,20 +218,20 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
     keep_freed_memory()
     place.bind()
     place.refuse_foreign_files(dict(run_config))
-    config = parse_config(dict(run_config))
+    config = place.settled(parse_config(dict(run_config)))
     place.refuse_too_costly(config)
     torch.set_num_threads(config.engine.client_threads)
     folder = place.run_folder(config, run_id)
     device = resolve_device(config.engine.device)
     if config.partition.scheme == "own":
-        dataset = _own_dataset(config, folder, place)
+        private = config.privacy.is_example_level
+        quiet = quiet_failures(folder, place.partition_id) if private else contextlib.nullcontext()
+        with quiet:
+            dataset = _own_dataset(config, folder, place)
         workload = ImageClassification(dataset, config.model, device)
         partition = _held_by(place.partition_id, dataset)
     else:
-        data = config.data
-        if place.state:
-            data = dataclasses.replace(data, root=place.data or data.root, download=False)
-        workload = open_workload(dataclasses.replace(config, data=data), device)
+        workload = open_workload(config, device)
         if not place.state and folder.partition.is_file():
             partition = Partition.read(folder.partition)
         else:
@@ -279,7 +276,29 @@ def _own_dataset(config: RunConfig, folder: RunFolder, place: Place) -> ImageDat
         )
     if config.privacy.is_example_level:
         refuse_large_delta(config.privacy, [len(images)])
+    _refuse_other_images(config, folder, place, owner_of(images.images, images.labels))
     return form.dataset(images)
+
+
+def _refuse_other_images(config: RunConfig, folder: RunFolder, place: Place, digest: str) -> None:
+    """Hold a client to the images with which it joined; a private one's digest is told to nobody.
+
+    The server asks who a node is when it sees it come, and does not see a short absence.
+    """
+    path = folder.clients / f"partition-{place.partition_id:05d}.images.json"
+    mine = {"identity": config.identity(), "sha256": digest}
+    try:
+        theirs = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        theirs = {}
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: {error}; start the run again") from error
+    if theirs.get("identity") == mine["identity"] and theirs != mine:
+        raise DataError(
+            f"client {place.partition_id}'s images are not those with which it joined this run; "
+            "bring those back, or start the run anew under another name"
+        )
+    write_whole(path, json.dumps(mine).encode())
 
 
 def _held_by(partition_id: int, dataset: ImageDataset) -> Partition:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.config import RunConfig, Scalar
+from core.config import DataConfig, RunConfig, Scalar
 from core.errors import ConfigError, DataError, PrivacyError, Problem, RecordError
 from core.plugins import is_plugin
 from core.records import RunFolder, write_whole
@@ -110,6 +110,19 @@ class Place:
                 problems.append(Problem(name, text, rule))
         if problems:
             raise ConfigError(problems)
+
+    def settled(self, config: RunConfig) -> RunConfig:
+        """The run's configuration as it is meant here, without the server's places of images.
+
+        Where clients bring their own, even the server's file that makes its images is not looked
+        at, which the identity of a run would otherwise be made of.
+        """
+        if config.partition.scheme == "own":
+            return replace(config, data=DataConfig())
+        if self.state:
+            root = self.data or str(Path(self.state) / "data")
+            return replace(config, data=replace(config.data, root=root, download=False))
+        return config
 
     def refuse_too_costly(self, config: RunConfig) -> None:
         """Refuse a run that this client has not agreed to.

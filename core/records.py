@@ -15,7 +15,7 @@ Layout, all paths relative to the run folder::
     checkpoints/           round-0005.safetensors: weights and server state
     tesserae/              round-0005.safetensors: images that clients sent, nearest real images
     clients/               a folder for each client's state between rounds, and for the replies of a
-                           private one (simulation only)
+                           private one; on a network on the client's machine, with what it joined
     ledgers/               what each client has spent of its privacy, unless privacy.ledger is given
     transcript/            all that the server sent and received, in a run with canaries
     audit/, audit.json     runs with canaries, and what they show of this one

@@ -31,7 +31,7 @@ from server.prediction import reply_spec, request_settings
 from server.preparation import Preparation
 from server.progress import Progress
 from server.recorder import Recorder
-from server.replies import LOST, Unreadable, printable, stream_replies
+from server.replies import LOST, UNSENT, Unreadable, printable, stream_replies
 from server.spending import Spending
 from strategies.base import (
     FederatedEvaluation,
@@ -268,7 +268,7 @@ class Federation:
     ) -> Received:
         """Validate one reply and count its bytes; training took at most `most_s`."""
         if isinstance(message, Unreadable):
-            outcome: ReplyOutcome = "failed" if message.why == LOST else "refused"
+            outcome: ReplyOutcome = "failed" if message.why in (LOST, UNSENT) else "refused"
             why = printable(message.why, _LONGEST_REASON)
             return _without_reply(partition_id, bytes_down, outcome, why)
         if message.has_error():

@@ -30,7 +30,10 @@ from strategies.flower import from_flower, to_flower
 log = logging.getLogger("tessera")
 
 _LONGEST_SETTING = 4_096
-_LONGEST_REASON = 500
+_LONGEST_REASON, _LONGEST_KEY = 500, 100
+MOST_IMAGES = 2_000_000
+"""That one client may say it has: the partition on record names each."""
+
 GRACE_S = 30.0
 """For nodes that have not answered when every partition has one."""
 
@@ -146,6 +149,8 @@ class Nodes:
         while self._silent() and time.monotonic() < grace:
             time.sleep(POLL_S)
             self._look()
+        if len(self._members) < self._num_clients:
+            raise QuorumError(self._missing())
         self._all_joined = True
         if len({member.keeps_state for member in self._members.values()}) > 1:
             stateless = [k for k, m in sorted(self._members.items()) if not m.keeps_state]
@@ -224,15 +229,19 @@ class Nodes:
         if counts_told:
             counts = tuple(int(n) for n in record.arrays["class_counts"])
             least = preparation.config.partition.min_examples
-            if min(counts) < 0 or not least <= sum(counts) < 2**40:
-                raise ValueError(f"tells {sum(counts)} images; at least {least} are needed")
+            if min(counts) < 0 or not least <= sum(counts) <= MOST_IMAGES:
+                raise ValueError(
+                    f"tells {sum(counts)} images; a client may have {least} to {MOST_IMAGES:,}"
+                )
         return Member(
             node_id=node_id,
             partition_id=int(record.metrics["partition_id"]),
-            key=told["key"].removeprefix("none"),
+            key=printable(told["key"].removeprefix("none"), _LONGEST_KEY),
             keeps_state=bool(record.metrics["keeps_state"]),
             class_counts=counts,
-            data_sha256=told["data"].removeprefix("none") if counts_told else "",
+            data_sha256=printable(told["data"].removeprefix("none"), _LONGEST_KEY)
+            if counts_told
+            else "",
         )
 
     def _admit(self, member: Member) -> None:
@@ -256,6 +265,11 @@ class Nodes:
                     "each client its own --partition"
                 )
             raise ValueError(f"partition {k} is held by {_named(holder)}, which is there")
+        other = next((m for m in self._members.values() if m.node_id == member.node_id), member)
+        if other.partition_id != k:
+            if self._all_joined:
+                raise ValueError(f"holds partition {other.partition_id} in this run, and says {k}")
+            del self._members[other.partition_id]  # it was started anew with another
         known = holder or self._before.get(k)
         if known is not None and not member.is_again(known):
             raise ValueError(
@@ -270,9 +284,9 @@ class Nodes:
         return {member.node_id for member in self._members.values()} - self._present
 
     def _refuse_hopeless(self) -> None:
-        """Do not wait for time to run out where those who answered leave too few."""
+        """Do not wait for time to run out where all are there, have answered, and are too few."""
         able = self._present - self._refused.keys()
-        if self._refused and not self._asked and len(able) < self._num_clients:
+        if not self._asked and len(able) < self._num_clients <= len(self._present):
             raise QuorumError(self._missing())
 
     def _silent(self) -> int:
@@ -349,7 +363,7 @@ def _unlike(installation: str, here: Mapping[str, str]) -> list[str]:
     try:
         there = json.loads(installation)
         return differences({str(k): str(v)[:80] for k, v in there.items()}, here)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ["does not tell what is installed there"]
 
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import httpx
 from flwr.app import Message
@@ -22,6 +23,9 @@ POLL_S, LONGEST_POLL_S = 0.2, 1.0
 """Between two looks for replies on a grid that does not wait for them itself: the longer the wait
 has been, the longer. A look costs the SuperLink a query of its database for each reply."""
 
+LONGEST_REST_S = 30.0
+"""After a look that took long itself."""
+
 LOT = 64
 """Clients that Tessera's own grid is given at once; as many actors always have work."""
 
@@ -29,6 +33,9 @@ PROBE, PROBE_S = "query.alive", 30.0
 """Message that asks for a sign of life, and seconds between two looks for who needs one."""
 
 LOST = "the client was started anew and has lost the request"
+UNSENT = "the request was not taken: the node is not registered any more"
+
+FORGED = "says that it answers another request"
 
 _REASON = 500
 """Characters that are told of why a reply cannot be read."""
@@ -53,7 +60,7 @@ def stream_replies(
 
     A reply is known by the request that it answers and the node that was asked. A second reply to
     the same request, one from another node, and one to a request that is not among these are passed
-    over.
+    over; what a reply itself says that it answers is not believed.
 
     Args:
         grid: Tessera's own streams replies itself; any other is asked again and again.
@@ -118,19 +125,30 @@ def _polled(
 ) -> Iterator[tuple[str, Message | Unreadable]]:
     messages = [request(k) for k in clients]
     asked = [(k, m.metadata.dst_node_id) for k, m in zip(clients, messages, strict=True)]
-    # What could not be pushed has no name: nobody answers it.
-    for name, one in zip(grid.push_messages(messages), asked, strict=False):
+    names = grid.push_messages(messages)
+    unsent = {}
+    for number, (name, one) in enumerate(zip_longest(names, asked)):
         if name:
             waiting[name] = one
+        else:  # nobody answers it
+            unsent[f"unsent {number}"] = one
     del messages
+    waiting |= unsent
+    for name in unsent:
+        yield name, Unreadable(UNSENT)
     probes, began = _Probes(grid), time.monotonic()
-    while waiting and (deadline is None or time.monotonic() < deadline):
+    while waiting:
         looked = time.monotonic()
         yield from pull_each(grid, list(waiting))
         yield from probes.lost(waiting)
         now = time.monotonic()
+        # One that sends slowly holds up a look; what came meanwhile is seen in one more.
+        if deadline is not None and looked >= deadline:
+            return
         # Of many clients a look takes long; the SuperLink has other work to do.
-        time.sleep(max(min(LONGEST_POLL_S, max(POLL_S, (now - began) / 10)), 3 * (now - looked)))
+        rest = min(LONGEST_REST_S, 3 * (now - looked))
+        pause = max(min(LONGEST_POLL_S, max(POLL_S, (now - began) / 10)), rest)
+        time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
 
 
 class _Probes:
@@ -149,7 +167,7 @@ class _Probes:
     def lost(self, waiting: Mapping[str, _Asked]) -> Iterator[tuple[str, Message | Unreadable]]:
         """Requests in `waiting` that nobody works on any more."""
         for probe, _ in pull_each(self._grid, list(self._sent)):
-            name = self._sent.pop(probe)
+            name = self._sent.pop(probe, "")
             if name in waiting:
                 # Between the last look and the sign of life the reply may have come.
                 yield from list(pull_each(self._grid, [name])) or [(name, Unreadable(LOST))]
@@ -169,7 +187,8 @@ def pull_each(grid: Grid, names: Sequence[str]) -> Iterator[tuple[str, Message |
     """Replies that are there to the requests of these names, each with its request's.
 
     Each is pulled alone: one whose bytes make no sense raises in Flower, and would take those with
-    it that were pulled beside it.
+    it that were pulled beside it. The SuperLink keeps replies by the request that it was told of;
+    one that names another inside is a node's own making.
     """
     for name in names:
         try:
@@ -180,7 +199,8 @@ def pull_each(grid: Grid, names: Sequence[str]) -> Iterator[tuple[str, Message |
             yield name, Unreadable(f"cannot be read: {type(error).__name__}: {error}"[:_REASON])
             continue
         for message in replies:
-            yield message.metadata.reply_to_message_id, message
+            answers = message.metadata.reply_to_message_id
+            yield name, message if answers == name else Unreadable(FORGED)
 
 
 def printable(text: str, longest: int) -> str:

@@ -156,14 +156,6 @@ class Control:
         """
         return [_to_run(found) for found in self._call("ls", CONNECTION)["runs"]]
 
-    def stop(self, run_id: str) -> None:
-        """Stop a run.
-
-        Raises:
-            RunError: The SuperLink does not answer, or the run is over.
-        """
-        self._call("stop", run_id, CONNECTION)
-
     def log(self, run_id: str) -> str:
         """What a run has printed so far.
 

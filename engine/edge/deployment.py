@@ -352,8 +352,7 @@ def _hand_over(deployment: Deployment) -> None:
     uid, gid = container_owner()
     for name in ("server", "clients", "state"):
         for path in (top := deployment.folder / name, *top.rglob("*")):
-            if not path.is_symlink():
-                os.chown(path, uid, gid)
+            os.chown(path, uid, gid, follow_symlinks=False)  # containers write some of these
     for name in ("server", *(client.name for client in deployment.local_clients)):
         os.chown(deployment.folder / "data" / name, uid, gid)
 

@@ -31,7 +31,7 @@ from experiments.run import run as simulate
 from server.app import make_server_app
 from server.preparation import prepare
 from server.progress import PlainProgress
-from strategies.flower import to_flower
+from strategies.flower import from_flower, to_flower
 from strategies.table import parse_config
 from tests.conftest import tiny_keys
 from tests.integration.network_grid import NetworkGrid, Node
@@ -224,6 +224,61 @@ def test_versions_that_differ_are_refused_and_both_named(
     assert trained(sent) == []
 
 
+@pytest.mark.parametrize("what", ["nested", "many images", "another partition"])
+def test_what_one_node_says_of_itself_does_not_end_a_run(tmp_path: Path, what: str) -> None:
+    """It was away, is asked anew who it is, and makes no sense."""
+    here = network(tmp_path, rounds=4)
+    node = node_of(here, 1)
+
+    def lie(node_id: int, request: Message, reply: Message) -> list[Message | Exception]:
+        if request.metadata.message_type != "query":
+            return [reply]
+        told = from_flower(reply.content)
+        arrays, metrics, settings = dict(told.arrays), dict(told.metrics), dict(told.settings)
+        if what == "nested":
+            settings["installation"] = "[" * 4000
+        elif what == "many images":
+            arrays["class_counts"] = np.full_like(arrays["class_counts"], 2**36)
+        else:
+            metrics["partition_id"] = 2
+        forged = Message(to_flower(Record(arrays, metrics, settings)), reply_to=request)
+        forged.metadata.__dict__["_src_node_id"] = node_id
+        return [forged]
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            node.is_present = False
+            node_of(here, 2).is_present = what != "another partition"
+        if messages and in_round(2, messages[0]):
+            node.is_present, node.fault = True, lie
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[1] for n in (1, 2, 3, 4)] == ["failed"] * 4
+    expected = {"nested": "does not tell what is installed", "many images": "a client may have"}
+    failure = str(here.records()[4].clients[1].failure)
+    assert expected.get(what, "holds partition 1 in this run, and says 2") in failure
+
+
+def test_a_stranger_that_is_there_first_does_not_keep_others_from_joining(tmp_path: Path) -> None:
+    here = network(tmp_path)
+    later = {i: n for i, n in here.nodes.items() if n.config["partition-id"] != 1}
+    for node_id in later:
+        del here.nodes[node_id]
+
+    def lie(node_id: int, request: Message, reply: Message) -> list[Message | Exception]:
+        here.nodes.update(later)
+        told = from_flower(reply.content)
+        settings = {**told.settings, "installation": "[" * 4000}
+        forged = Message(to_flower(Record(told.arrays, told.metrics, settings)), reply_to=request)
+        forged.metadata.__dict__["_src_node_id"] = node_id
+        return [forged]
+
+    stranger = {**node_of(here, 1).config, "state": str(tmp_path / "s"), "key": "SHA256:stranger"}
+    here.nodes[4242] = Node(stranger, fault=lie)
+    here.run()
+    assert here.outcomes(2) == dict.fromkeys(range(3), "counted")
+
+
 def test_patch_releases_and_builds_are_no_difference() -> None:
     here = {"Python": "3.11.2", "torch": "2.9.1", "flwr": "1.41.0"}
     assert differences({"Python": "3.11.9", "torch": "2.9.1+cpu", "flwr": "1.41.0"}, here) == []
@@ -274,7 +329,7 @@ def test_a_reply_that_comes_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_a_late_reply_is_never_counted_in_a_later_round(tmp_path: Path) -> None:
-    """What a client made for round 1 arrives in round 2, as the reply to round 2 would."""
+    """What a client made for round 1 arrives in round 2, in the place of the reply to round 2."""
     here, without = network(tmp_path / "late"), network(tmp_path / "without")
     held: list[Message] = []
 
@@ -293,8 +348,9 @@ def test_a_late_reply_is_never_counted_in_a_later_round(tmp_path: Path) -> None:
     here.run(**{"engine.round-timeout-s": 3.0})
     without.run(**{"engine.round-timeout-s": 3.0})
     assert held
-    for number in (1, 2):
-        assert here.outcomes(number) == {0: "counted", 1: "late", 2: "counted"}
+    assert here.outcomes(1) == {0: "counted", 1: "late", 2: "counted"}
+    assert here.outcomes(2) == {0: "counted", 1: "refused", 2: "counted"}
+    assert "another request" in str(here.records()[2].clients[1].failure)
     for name, array in without.weights(2).items():
         np.testing.assert_array_equal(here.weights(2)[name], array)
 
@@ -308,6 +364,39 @@ def test_a_request_lost_with_its_process_does_not_hold_the_round(
     here.run()  # without it, until engine.round-timeout-s, an hour
     assert here.outcomes(1) == {0: "counted", 1: "counted", 2: "failed"}
     assert "started anew" in str(here.records()[1].clients[2].failure)
+
+
+def test_a_sign_of_life_that_names_another_request_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is inside a message is a node's to write; the SuperLink does not compare it."""
+    monkeypatch.setattr("server.replies.PROBE_S", 0.5)
+    here = network(tmp_path)
+
+    def forge(node_id: int, request: Message, reply: Message) -> list[Message | Exception]:
+        if request.metadata.message_type == "query":
+            return [reply]
+        if request.metadata.message_type == "train":
+            return []
+        reply.metadata.__dict__["_reply_to_message_id"] = "request-1"
+        return [reply]
+
+    node_of(here, 2).fault = forge
+    here.run()
+    for number in (1, 2):
+        assert here.outcomes(number) == {0: "counted", 1: "counted", 2: "failed"}
+
+
+def test_a_node_that_is_unregistered_before_its_request_goes_out_has_failed(tmp_path: Path) -> None:
+    here = network(tmp_path)
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            here.nodes.pop(next(i for i, n in here.nodes.items() if n.config["partition-id"] == 1))
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[1] for n in (1, 2)] == ["failed", "failed"]
+    assert "not registered any more" in str(here.records()[1].clients[1].failure)
 
 
 def test_a_client_that_works_long_is_not_taken_for_lost(
@@ -422,6 +511,9 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
         with_faults(here, kill)
     mine, theirs = (Path(str(node_of(here, k).config["data"])) for k in (0, 1))
     mine.write_bytes(theirs.read_bytes())
+    with pytest.raises(QuorumError, match=r"client 0's images are not those with which it joined"):
+        here.run(resume=True)
+    shutil.rmtree(tmp_path / "state-0")  # the server knows as well
     with pytest.raises(QuorumError, match=r"partition 0 belongs to.*images.* differ"):
         here.run(resume=True)
 
@@ -494,6 +586,28 @@ def test_of_a_private_clients_images_no_refusal_tells_anything(tmp_path: Path) -
     assert "a-secret-class" in own.read_text()
 
 
+def test_of_images_that_a_private_client_loads_anew_no_refusal_tells_anything(
+    tmp_path: Path,
+) -> None:
+    """A process that is started in the middle of a run reads its images for an update."""
+    here = private_network(tmp_path)
+    place = Path(str(node_of(here, 1).config["data"]))
+    secret = tmp_path / "secret-class-folder" / "a-secret-class"
+    secret.mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(secret / "0.png")
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            place.unlink(missing_ok=True)
+            shutil.copytree(secret.parent, place, dirs_exist_ok=True)
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[1] for n in (1, 2)] == ["failed", "failed"]
+    failure = str(here.records()[1].clients[1].failure)
+    assert "the client failed" in failure
+    assert not any(word in failure for word in ("secret", "classes", str(place)))
+
+
 def test_state_of_another_key_or_partition_is_refused(tmp_path: Path) -> None:
     here = network(tmp_path)
     here.run()
@@ -522,6 +636,21 @@ def test_a_server_names_no_file_of_a_client(tmp_path: Path, key: str, value: str
     with pytest.raises(ConfigError, match="a server may not"):
         place.refuse_foreign_files(run_config)
     assert not canary.exists()
+
+
+def test_of_the_servers_own_images_a_client_reads_nothing(tmp_path: Path) -> None:
+    """Neither the file that makes them, of which a run's identity is made, nor their folder."""
+    file = tmp_path / "images.py"
+    named = parse_config({"partition.scheme": "own", "data.source": f"{file}:load"})
+    place = Place(0, state=str(tmp_path / "state"))
+    before = place.settled(named).identity()
+    file.write_text("here now")
+    assert place.settled(named).identity() == before
+    rooted = parse_config({"data.source": "mnist", "data.root": "/etc", "data.download": True})
+    data = place.settled(rooted).data
+    assert (data.root, data.download) == (str(tmp_path / "state" / "data"), False)
+    assert dataclasses.replace(place, data="/mine").settled(rooted).data.root == "/mine"
+    assert Place(0).settled(rooted) == rooted
 
 
 def test_run_folders_of_a_client_stay_in_its_state(tmp_path: Path) -> None:
@@ -587,7 +716,22 @@ def test_a_client_that_comes_back_with_other_images_is_left_out(tmp_path: Path) 
 
     with_faults(here, before_push)
     assert [here.outcomes(n)[0] for n in (1, 2, 3, 4)] == ["failed"] * 4
-    assert "its images" in str(here.records()[4].clients[0].failure)
+    assert "images are not those" in str(here.records()[4].clients[0].failure)
+
+
+@pytest.mark.parametrize("make", [network, private_network])
+def test_a_client_whose_restart_nobody_saw_does_not_go_on_with_other_images(
+    tmp_path: Path, make: Callable[[Path], Network]
+) -> None:
+    here = make(tmp_path)
+    mine, theirs = (Path(str(node_of(here, k).config["data"])) for k in (0, 1))
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(2, messages[0]):
+            mine.write_bytes(theirs.read_bytes())
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[0] for n in (1, 2)] == ["counted", "failed"]
 
 
 def test_a_client_that_has_lost_its_state_is_told_anew_what_it_joins(tmp_path: Path) -> None:

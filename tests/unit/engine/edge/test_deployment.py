@@ -1,4 +1,5 @@
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -119,3 +120,13 @@ def test_a_damaged_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "deploy.json").write_text(text)
     with pytest.raises(RecordError):
         open_deployment(tmp_path)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root hands files over")
+def test_what_a_link_in_a_state_folder_names_keeps_its_owner(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("root's own")
+    made = initialise(tmp_path / "deployment").deployment
+    (made.server_state / "link").symlink_to(victim)
+    initialise(made.folder)
+    assert victim.stat().st_uid == 0 != made.server_state.stat().st_uid
