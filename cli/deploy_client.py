@@ -60,6 +60,14 @@ MaxEpsilon = Annotated[
         show_default=False,
     ),
 ]
+MaxDelta = Annotated[
+    float | None,
+    typer.Option(
+        metavar="D",
+        help="Delta of --max-epsilon; 1e-5 where left out, and never more than a run's own.",
+        show_default=False,
+    ),
+]
 Health = Annotated[
     str | None,
     typer.Option(
@@ -85,6 +93,7 @@ def client(
     partition: PartitionId = None,
     state: State = None,
     max_epsilon: MaxEpsilon = None,
+    max_delta: MaxDelta = None,
     health: Health = None,
     max_retries: MaxRetries = None,
     as_json: Json = False,
@@ -115,6 +124,7 @@ def client(
             data=own,
             state=own_state.expanduser().resolve(),
             max_epsilon=budget,
+            max_delta=_max_delta(max_delta, budget),
             health=health,
             max_retries=max_retries,
         ),
@@ -146,6 +156,13 @@ def _max_epsilon(given: float | None) -> float | None:
         return given
     rule = "must be more than 0 and finite; leave it out to set no budget of this client's own"
     raise ConfigError([Problem("--max-epsilon", f"{given:g}", rule)])
+
+
+def _max_delta(given: float | None, budget: float | None) -> float | None:
+    if given is None or (budget is not None and 0.0 < given < 1.0):
+        return given
+    rule = "must be above 0 and below 1, and goes with --max-epsilon"
+    raise ConfigError([Problem("--max-delta", f"{given:g}", rule)])
 
 
 def _checked_data(data: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from privacy.accounting import AccountantName, Epsilon, Segment
-from privacy.ledger import Unit
+from privacy.ledger import Charge, Unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,3 +48,22 @@ class PrivacyPlan:
     def segment(self) -> Segment:
         """One round."""
         return Segment(self.noise_multiplier, self.sampling_rate, self.steps)
+
+    def charge(self, run: str, round: int, *, system_noise: bool) -> Charge:
+        """What `round` costs one client.
+
+        Args:
+            run: What ledgers call the run.
+            round: From 1.
+            system_noise: Whether noise comes from the operating system's generator.
+        """
+        return Charge(
+            run=run,
+            round=round,
+            unit=self.unit,
+            mechanism=self.mechanism,
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            steps=self.steps,
+            system_noise=system_noise,
+        )

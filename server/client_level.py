@@ -21,7 +21,7 @@ from core.errors import PrivacyError
 from core.records import RunFolder
 from core.wire import Record
 from privacy.client_level import ClientSum, refuse_unfit_arrays
-from privacy.ledger import Budget, Charge, Ledger, ledger_folder, ledger_run, owner_of
+from privacy.ledger import Budget, Ledger, ledger_folder, ledger_run, owner_of
 from privacy.mechanism import GaussianSums
 from privacy.noise import noise_source
 from privacy.plan import PrivacyPlan
@@ -76,16 +76,7 @@ class TrustedServer:
             tensors_of({name: np.zeros(0, spec.dtype) for name, spec in form.items()})
         )
         plan, config = self._plan, self._preparation.config
-        charge = Charge(
-            run=self._run,
-            round=round,
-            unit=plan.unit,
-            mechanism=plan.mechanism,
-            noise_multiplier=plan.noise_multiplier,
-            sampling_rate=plan.sampling_rate,
-            steps=plan.steps,
-            system_noise=self._source.is_system,
-        )
+        charge = plan.charge(self._run, round, system_noise=self._source.is_system)
         budget = Budget(config.privacy.epsilon, plan.delta, plan.accountant)
         barred: dict[int, str] = {}
         for k in cohort.asked:

@@ -270,6 +270,11 @@ class Nodes:
             if self._all_joined:
                 raise ValueError(f"holds partition {other.partition_id} in this run, and says {k}")
             del self._members[other.partition_id]  # it was started anew with another
+        if holder is not None and holder.key and holder.node_id != member.node_id:
+            # The SuperLink knows a key by one node id; what a node says of its key is its word.
+            raise ValueError(
+                f"partition {k} belongs to {_named(holder)} in this run, and this is another node"
+            )
         known = holder or self._before.get(k)
         if known is not None and not member.is_again(known):
             raise ValueError(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from core.config import RunConfig
 from core.records import RunFolder
-from privacy.ledger import Charge, Ledger, ledger_folder, ledger_run
+from privacy.ledger import Ledger, ledger_folder, ledger_run
 from privacy.noise import noise_source
 from privacy.plan import PrivacyPlan
 from server.nodes import Member
@@ -52,16 +52,7 @@ class NotedCharges:
         Raises:
             RecordError: A ledger is damaged.
         """
-        plan = self._plan
-        charge = Charge(
-            run=self._run,
-            round=round,
-            unit=plan.unit,
-            mechanism=plan.mechanism,
-            noise_multiplier=plan.noise_multiplier,
-            sampling_rate=plan.sampling_rate,
-            steps=plan.steps,
-            system_noise=noise_source().is_system,
-        )
+        system_noise = noise_source().is_system
+        charge = self._plan.charge(self._run, round, system_noise=system_noise)
         for k in asked:
             Ledger(self._ledgers, k, owner_of_member(self._members[k])).charge(charge)

@@ -32,6 +32,9 @@ LOT = 64
 PROBE, PROBE_S = "query.alive", 30.0
 """Message that asks for a sign of life, and seconds between two looks for who needs one."""
 
+PROBE_AGAIN_S = 300.0
+"""Seconds after which it is asked for again: a client that works answers when it is done."""
+
 LOST = "the client was started anew and has lost the request"
 UNSENT = "the request was not taken: the node is not registered any more"
 
@@ -161,26 +164,30 @@ class _Probes:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._sent: dict[str, str] = {}
+        self._sent: dict[str, tuple[str, float]] = {}
         self._next = time.monotonic() + PROBE_S
 
     def lost(self, waiting: Mapping[str, _Asked]) -> Iterator[tuple[str, Message | Unreadable]]:
         """Requests in `waiting` that nobody works on any more."""
         for probe, _ in pull_each(self._grid, list(self._sent)):
-            name = self._sent.pop(probe, "")
+            name, _ = self._sent.pop(probe, ("", 0.0))
             if name in waiting:
                 # Between the last look and the sign of life the reply may have come.
                 yield from list(pull_each(self._grid, [name])) or [(name, Unreadable(LOST))]
-        if time.monotonic() > self._next:
-            self._next = time.monotonic() + PROBE_S
-            names = [name for name in waiting if name not in set(self._sent.values())]
+        now = time.monotonic()
+        if now > self._next:
+            self._next = now + PROBE_S
+            # A process that took the question for a sign of life may be lost as well.
+            self._sent = {p: s for p, s in self._sent.items() if now - s[1] < PROBE_AGAIN_S}
+            asked = {name for name, _ in self._sent.values()}
+            names = [name for name in waiting if name not in asked]
             probes = [
                 Message(to_flower(Record()), dst_node_id=waiting[n][1], message_type=PROBE)
                 for n in names
             ]
             if probes:
                 sent = zip(self._grid.push_messages(probes), names, strict=False)
-                self._sent |= {probe: name for probe, name in sent if probe}
+                self._sent |= {probe: (name, now) for probe, name in sent if probe}
 
 
 def pull_each(grid: Grid, names: Sequence[str]) -> Iterator[tuple[str, Message | Unreadable]]:

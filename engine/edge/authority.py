@@ -6,8 +6,6 @@ OpenSSH's form, which the server is told of. A file that holds a private key is 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import ipaddress
 import os
 import secrets
@@ -23,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from core.errors import RecordError
+from engine.edge.credentials import fingerprint
 
 AUTHORITY_VALID = timedelta(days=3650)
 SERVER_VALID = timedelta(days=397)
@@ -167,13 +166,7 @@ def ensure_client_key(folder: Path) -> str:
     line = _public_line(key)
     if not public_file.exists() or public_file.read_bytes().split()[:2] != line.split()[:2]:
         write_public(public_file, line + b" " + folder.name.encode() + b"\n")
-    return fingerprint(key)
-
-
-def fingerprint(key: ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) -> str:
-    """What ``ssh-keygen -lf`` prints of a key, such as ``SHA256:`` and 43 letters."""
-    blob = base64.b64decode(_public_line(key).split()[1])
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+    return fingerprint(key.public_key())
 
 
 def read_client_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -12,7 +12,7 @@ from core.errors import RunError
 from engine.edge.authority import write_public
 from engine.edge.compose import SERVER_SERVICES, Compose, Service, refuse_taken_ports
 from engine.edge.control import Control, Node
-from engine.edge.deployment import Deployment, EdgeClient
+from engine.edge.deployment import Deployment, KnownClient
 
 START_TIMEOUT_S = 240.0
 """Until the server is healthy, and again until its clients are online, on a slow machine."""
@@ -34,7 +34,7 @@ class ClientStatus:
             which of its nodes is this one.
     """
 
-    client: EdgeClient
+    client: KnownClient
     node: Node | None
 
     @property
@@ -44,7 +44,7 @@ class ClientStatus:
 
 
 def bring_up(
-    deployment: Deployment, clients: Sequence[EdgeClient], *, build: bool, say: Say
+    deployment: Deployment, clients: Sequence[KnownClient], *, build: bool, say: Say
 ) -> list[ClientStatus]:
     """Start the server and `clients` of this machine; returns every client's status.
 

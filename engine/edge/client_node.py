@@ -56,6 +56,7 @@ class EdgeClient:
         data: Its own data.
         state: The folder of what it keeps between runs.
         max_epsilon: Privacy budget that it never exceeds; None where it sets none.
+        max_delta: At this delta, or a run's own where that is less; None for 1e-5.
         health: HOST:PORT of a health server, if one is wanted.
         max_retries: Attempts in a row to reach the server before it gives up; None for no end.
     """
@@ -66,6 +67,7 @@ class EdgeClient:
     data: Path
     state: Path
     max_epsilon: float | None = None
+    max_delta: float | None = None
     health: str | None = None
     max_retries: int | None = None
 
@@ -79,6 +81,8 @@ class EdgeClient:
         }
         if self.max_epsilon is not None:
             config["max-epsilon"] = self.max_epsilon
+        if self.max_delta is not None:
+            config["max-delta"] = self.max_delta
         return config
 
 

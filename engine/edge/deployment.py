@@ -45,7 +45,7 @@ _MAX_CLIENTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EdgeClient:
+class KnownClient:
     """A client that the server is told of.
 
     Attributes:
@@ -77,7 +77,7 @@ class Deployment:
     port: int
     control_port: int
     hosts: tuple[str, ...]
-    clients: tuple[EdgeClient, ...]
+    clients: tuple[KnownClient, ...]
 
     @property
     def flwr_home(self) -> Path:
@@ -106,11 +106,11 @@ class Deployment:
         return self.folder / "compose.env"
 
     @property
-    def local_clients(self) -> tuple[EdgeClient, ...]:
+    def local_clients(self) -> tuple[KnownClient, ...]:
         """Clients that docker-compose.yml has services for."""
         return tuple(c for c in self.clients if c.partition_id < COMPOSE_CLIENTS)
 
-    def client_folder(self, client: EdgeClient) -> Path:
+    def client_folder(self, client: KnownClient) -> Path:
         """What a client is given."""
         return self.folder / "clients" / client.name
 
@@ -146,7 +146,7 @@ def open_deployment(folder: Path) -> Deployment:
             port=int(values["port"]),
             control_port=int(values["control_port"]),
             hosts=tuple(map(str, values["hosts"])),
-            clients=tuple(EdgeClient(**client) for client in values["clients"]),
+            clients=tuple(KnownClient(**client) for client in values["clients"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, RecordError):
@@ -210,7 +210,7 @@ def initialise(
     new_certificate = authority.ensure_server(folder / "server", signer, names)
     known = {client.name: client for client in (there.clients if there else ())}
     new_clients: list[str] = []
-    made: list[EdgeClient] = []
+    made: list[KnownClient] = []
     for partition in range(count):
         name = f"client-{partition}"
         own = private_folder(folder / "clients" / name)
@@ -223,7 +223,7 @@ def initialise(
                 )
             new_clients.append(name)
         print_ = authority.ensure_client_key(own)
-        client = EdgeClient(name=name, partition_id=partition, fingerprint=print_)
+        client = KnownClient(name=name, partition_id=partition, fingerprint=print_)
         if name in known and known[name] != client:
             raise RecordError(
                 f"{own / 'key'} is another key than the one that {folder / 'deploy.json'} names, "

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from core.config import RunConfig
 from core.errors import RecordError, RunError
 from core.records import RunFolder
@@ -215,8 +217,16 @@ def follow(
             if over_since is not None and clock() - over_since > _SETTLE_S and network is not None:
                 break  # the record is whole; the network's count may lack the last messages
         sleep(_LOOK_EVERY_S)
+    _await_writer(RunFolder(path))
     watched.look()
     return _ended(control, run, watched, network)
+
+
+def _await_writer(folder: RunFolder) -> None:
+    """Wait until nobody writes to the folder; the SuperLink may know of an end before it is one."""
+    if folder.lock.exists():
+        with suppress(Timeout, OSError), FileLock(folder.lock, timeout=_SETTLE_S):
+            pass
 
 
 def _ended(control: Control, run: RemoteRun, watched: _Watched, network: NetworkRun) -> Ended:

@@ -18,9 +18,9 @@ from cryptography import x509
 
 from core.errors import ConfigError, Problem, RunError
 from engine.edge.credentials import Credentials
+from engine.edge.deployment import DEFAULT_PORT
 from engine.edge.flwr_seam import Fleet, Registration
 
-DEFAULT_PORT = 8443
 TIMEOUT_S = 10.0
 
 _EXPIRED, _NOT_YET_VALID, _HOST_NAME, _ADDRESS = 10, 9, 62, 64

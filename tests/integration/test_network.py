@@ -434,7 +434,10 @@ def vanish_in(here: Network, number: int, *partition_ids: int) -> Callable[[list
 
 
 def test_a_node_that_goes_is_a_failure_and_one_that_comes_back_takes_part(tmp_path: Path) -> None:
+    """Without keys Flower gives a node that comes back another id."""
     here = network(tmp_path, rounds=4)
+    for node in here.nodes.values():
+        node.config = {k: v for k, v in node.config.items() if k != "key"}
     config = dict(node_of(here, 1).config)
 
     def before_push(messages: list[Message]) -> None:
@@ -442,7 +445,7 @@ def test_a_node_that_goes_is_a_failure_and_one_that_comes_back_takes_part(tmp_pa
             node_of(here, 1).is_present = False
         if messages and in_round(3, messages[0]):
             del here.nodes[next(i for i, n in here.nodes.items() if n.config == config)]
-            here.nodes[31337] = Node(config)  # the same key, another node id
+            here.nodes[31337] = Node(config)
 
     with_faults(here, before_push)
     assert [here.outcomes(n)[1] for n in range(1, 5)] == ["failed", "failed", "failed", "counted"]
@@ -774,3 +777,17 @@ def test_a_twin_that_answers_last_is_waited_for(tmp_path: Path) -> None:
         grid.get_node_ids = look  # type: ignore[method-assign]
         with pytest.raises(RunError, match=r"two nodes hold partition 1"):
             here.go(grid)
+
+
+def test_another_node_does_not_take_a_key_at_its_word(tmp_path: Path) -> None:
+    """The SuperLink knows a key by one node id; what a node tells of its key is its own word."""
+    here = network(tmp_path, rounds=3)
+    liar = {**node_of(here, 1).config, "state": str(tmp_path / "liar")}
+
+    def before_push(messages: list[Message]) -> None:
+        if messages and in_round(1, messages[0]):
+            node_of(here, 1).is_present = False
+            here.nodes[31337] = Node(liar)
+
+    with_faults(here, before_push)
+    assert [here.outcomes(n)[1] for n in (1, 2, 3)] == ["failed"] * 3

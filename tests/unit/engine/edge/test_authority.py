@@ -12,6 +12,7 @@ import pytest
 
 from core.errors import RecordError
 from engine.edge import authority
+from engine.edge.credentials import fingerprint
 
 openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
 ssh_keygen = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="no ssh-keygen here")
@@ -104,7 +105,7 @@ def test_ssh_keygen_prints_the_same_fingerprint(made: Path) -> None:
         check=True,
     ).stdout.split()
     key = authority.read_client_key(made / "client-0" / "key")
-    assert told[:2] == ["384", authority.fingerprint(key)]
+    assert told[:2] == ["384", fingerprint(key.public_key())]
 
 
 @ssh_keygen
