@@ -176,8 +176,7 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
     )
     sentences = [
         f"{subject} trained on {joined(_values(runs, 'data.source')) or 'one data set'}, "
-        f"dealt to {joined(clients)} {'client' if clients == ['1'] else 'clients'} "
-        f"{ways[0] if len(ways) == 1 else f'in {len(ways)} ways'}, "
+        f"{_held(joined(clients) + (' client' if clients == ['1'] else ' clients'), ways)}, "
         f"for {joined(rounds)} {'round' if rounds == ['1'] else 'rounds'}, "
         f"with {'seed' if len(seeds) == 1 else 'seeds'} {seeds_text(seeds)}."
     ]
@@ -237,6 +236,16 @@ def _inline(value: Statistic | None) -> str:
     return f"{100 * value.mean:.1f}{spread}%"
 
 
+_OWN = "by nobody, since clients brought their own"
+
+
+def _held(clients: str, ways: Sequence[str]) -> str:
+    """Who had the images, as part of a sentence."""
+    if list(ways) == [_OWN]:
+        return f"which {clients} brought"
+    return f"dealt to {clients} {ways[0] if len(ways) == 1 else f'in {len(ways)} ways'}"
+
+
 def _dealing(config: Mapping[str, Any]) -> str:
     """How the images were dealt, as the end of a sentence."""
     if config.get("partition.file"):
@@ -247,7 +256,7 @@ def _dealing(config: Mapping[str, Any]) -> str:
         "dirichlet": f"by a Dirichlet distribution (alpha {config.get('partition.alpha')})",
         "pathological": f"{config.get('partition.classes-per-client')} classes each",
         "quantity": f"in unequal numbers (alpha {config.get('partition.alpha')})",
-        "own": "by nobody: clients brought their own",
+        "own": _OWN,
     }.get(str(scheme), f"by {scheme}")
 
 

@@ -112,6 +112,17 @@ class Gallery:
     long_names: bool
     left_out: tuple[str, ...]
 
+    @property
+    def has_nearest(self) -> bool:
+        """Whether each image stands beside the real one nearest to it."""
+        return not any(
+            pair.distance is None
+            for shown in self.rounds
+            for client in shown.clients
+            for group in client.classes
+            for pair in group.pairs
+        )
+
 
 def galleries(methods: Sequence[Method], budget_bytes: int = BUDGET_BYTES) -> list[Gallery]:
     """One gallery per method whose clients sent images.

@@ -122,5 +122,6 @@ def test_images_whose_clients_keep_theirs_stand_alone(make_run: MakeRun) -> None
     pairs = [p for c in gallery.rounds[-1].clients for group in c.classes for p in group.pairs]
     assert pairs and all(pair.distance is None for pair in pairs)
     page = write_report([path], path / "report.html").read_text()
+    assert "stands alone" in page and "Each pair is an image sent" not in page
     assert 'class="distance"' not in page and 'class="tile near' not in page
     assert page.count('class="tile ') >= len(pairs)
