@@ -26,10 +26,16 @@ def run(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def test_it_comes_up_and_all_clients_are_online(federation: Federation) -> None:
     print(f"up after {federation.up_s:.0f} s")
-    told = federation.tessera("status").value
+    deadline = time.monotonic() + 120  # a health check comes some seconds after its container
+    while True:
+        told = federation.tessera("status").value
+        healthy = all("(healthy)" in one["status"] for one in told["services"])
+        if healthy or time.monotonic() > deadline:
+            break
+        time.sleep(3)
+    assert healthy, told["services"]
     assert [one["status"] for one in told["clients"]] == ["online"] * 3
     assert {one["name"] for one in told["services"]} == set(SERVICES)
-    assert all("(healthy)" in one["status"] for one in told["services"])
 
 
 def test_fedavg_learns_on_data_that_clients_alone_hold(run: dict[str, object]) -> None:
