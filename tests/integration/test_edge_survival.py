@@ -43,6 +43,7 @@ FEATURE = {
     "privacy.steps": 3,
     "feddm.initialisation": "noise",
 }
+GIVEN = {"privacy.mechanism": "dp-sgd", "privacy.noise-multiplier": 2.0, "privacy.steps": 2}
 
 
 def own_keys(strategy: str, **keys: object) -> dict[str, object]:
@@ -109,7 +110,7 @@ def test_own_images_give_the_weights_of_a_simulation(
 
 @pytest.mark.parametrize(
     ("strategy", "private"),
-    [("fedavg", DP), ("feddm", FEATURE)],
+    [("fedavg", DP), ("feddm", FEATURE), ("scaffold", GIVEN)],
 )
 def test_private_runs_are_paid_from_the_clients_own_ledgers(
     strategy: str, private: Mapping[str, object], federation: EdgeFederation, clients: list[Process]
