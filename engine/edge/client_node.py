@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ that what it had asked before will not be answered."""
 
 STILL_ONLINE_S = 75.0
 """How long a client that was killed may count as online: two heartbeats of 30 s, and some."""
+
+LEAVE_S = 5.0
+"""For the server to hear that a client leaves."""
 
 MAX_BACK_OFF_S = 60.0
 SETTLED_S = 60.0
@@ -122,6 +126,7 @@ class _Runner:
         )
         self._remembered = client.state / "node.json"
         self._node: SuperNode | None = None
+        self._joined_as: int | None = None
         self._stopped = False
 
     def run(self) -> None:
@@ -133,6 +138,7 @@ class _Runner:
             workers.await_first_worker()
             self._take_part(workers)
         except _StoppedError:
+            self._leave()
             self._say("left the federation")
         finally:
             if workers is not None:
@@ -215,6 +221,16 @@ class _Runner:
             log=lambda line: self._say(f"flower: {line}"),
         )
 
+    def _leave(self) -> None:
+        """Sign off, which the SuperNode does not get to where its machine is busy."""
+        if self._joined_as is None:
+            return
+        call = threading.Thread(
+            target=self._fleet.deactivate, args=(self._joined_as,), name="sign-off", daemon=True
+        )
+        call.start()
+        call.join(LEAVE_S)
+
     def _sign_off(self) -> None:
         """Take the node offline that this client was before, which may not have done so itself."""
         try:
@@ -250,6 +266,7 @@ class _Runner:
             self._check_stopped()
             if not announced and node.node_id is not None:
                 announced = True
+                self._joined_as = node.node_id
                 self._remember(node.node_id)
                 self._say(
                     f"joined {self._client.server} as node {node.node_id} with partition "

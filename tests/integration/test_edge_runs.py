@@ -122,7 +122,7 @@ def test_client_leaves_when_told_and_takes_all_its_processes(
     assert len(children) == 3
     started = time.monotonic()
     assert client.stop() == 0
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
     assert "left the federation" in client.text()
     assert not any(map(is_alive, children))
     online = {node["node-id"]: node["status"] for node in federation.nodes()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,29 +13,38 @@ from core.memory import FreedMemory, _glibc
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="only glibc keeps such pages")
 
 
-def resident_mb() -> float:
+GIVEN_BACK = """
+import os
+from pathlib import Path
+from core.memory import FreedMemory
+
+def resident_mb():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+memory = FreedMemory()
+memory.release_if_grown()
+large, small = [], []
+for _ in range(3_000):  # 300 MB in large pieces, each between two small ones
+    large.append(bytearray(b"1" * 100_000))
+    small.append(bytearray(b"1" * 1_000))
+full = resident_mb()
+large.clear()
+memory.release_if_grown()
+assert all(one == b"1" * 1_000 for one in small)
+print(full - resident_mb())
+"""
+"""In a process of its own: one that has run other tests may hold as much freed memory already."""
 
-def scatter() -> tuple[list[bytearray], list[bytearray]]:
-    """300 MB in large pieces, each between two small ones."""
-    large, small = [], []
-    for _ in range(3_000):
-        large.append(bytearray(b"1" * 100_000))
-        small.append(bytearray(b"1" * 1_000))
-    return large, small
+
+def run(code: str, *arguments: str) -> str:
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
 
 
 def test_what_is_free_between_small_things_that_stay_is_given_back() -> None:
-    memory = FreedMemory()
-    memory.release_if_grown()
-    large, small = scatter()
-    full = resident_mb()
-    large.clear()
-    memory.release_if_grown()
-    assert full - resident_mb() > 200
-    assert all(one == b"1" * 1_000 for one in small)
+    assert float(run(GIVEN_BACK)) > 200
 
 
 def test_a_process_that_has_not_grown_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +83,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_memory_that_is_kept_is_not_asked_for_again() -> None:
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", FAULTS, "keep"]
-    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 100  # 20 times 8 MB are 40,000 pages
+    assert int(run(FAULTS, "keep")) < 100  # 20 times 8 MB are 40,000 pages
