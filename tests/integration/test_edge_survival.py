@@ -212,8 +212,6 @@ def test_a_server_that_is_killed_in_a_run_goes_on_to_the_same_weights(
     os.kill(worker_of(clients[0]), signal.SIGCONT)
     run.wait(PATIENCE_S)
     federation.superlink = federation.start_superlink()
-    for client in clients:
-        client.wait_for("Connection successful after")
     again = federation.start_run(own_keys("scaffold", name="cut", rounds=3) | {"resume": True})
     assert again.wait(PATIENCE_S) == 0, again.text()
     assert outcomes(federation, "cut") == [["counted"] * 3] * 3
