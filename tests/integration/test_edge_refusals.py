@@ -39,6 +39,7 @@ def test_a_key_that_is_not_registered_is_refused(federation: EdgeFederation) -> 
     fingerprint = read_credentials(stranger).fingerprint
     assert "does not know this key" in process.text()
     assert fingerprint in process.text() and "flwr supernode register key.pub" in process.text()
+    federation.superlink.wait_for("No SuperNode found with the given public key")
     assert len(federation.nodes()) == 1
 
 
