@@ -10,8 +10,8 @@ import click
 import typer
 
 from cli.deploy_client import client as take_part
-from cli.keys import KeyCommand
-from cli.outcome import EPILOG, Json, Outcome
+from cli.keys import KeyCommand, Settings
+from cli.outcome import EPILOG, Json, Outcome, WithReport
 from cli.privacy import PlainHelp
 from core.errors import INTERRUPTED
 
@@ -200,10 +200,7 @@ def status(folder: Folder = _FOLDER, as_json: Json = False) -> Outcome:
 
 @app.command(cls=KeyCommand, epilog=EPILOG)
 def run(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", hidden=True),
-    ] = None,
+    settings: Settings = None,
     folder: Folder = _FOLDER,
     resume: Annotated[
         str | None,
@@ -221,12 +218,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    report: Annotated[
-        bool,
-        typer.Option(
-            help="Write report.html into the run folder, the default.", show_default=False
-        ),
-    ] = True,
+    report: WithReport = True,
     as_json: Json = False,
 ) -> Outcome:
     """Run on the deployment's clients, follow it, and fetch the run folder.
@@ -264,10 +256,7 @@ app.command(name="client", cls=PlainHelp, epilog=EPILOG)(take_part)
 
 @app.command(cls=KeyCommand, epilog=EPILOG)
 def deal(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", hidden=True),
-    ] = None,
+    settings: Settings = None,
     out: Annotated[
         Path | None,
         typer.Option(

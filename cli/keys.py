@@ -6,12 +6,15 @@ import dataclasses
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from core.config import Key, RunConfig
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", hidden=True)]
+"""Keys as a command line gives them."""
 
 _TYPES = {bool: "true/false", int: "int", float: "float", str: "text"}
 

@@ -23,8 +23,8 @@ import typer
 from typer.core import TyperGroup
 
 from cli.deploy import app as deploy_app
-from cli.keys import KeyCommand
-from cli.outcome import EPILOG, Json, Outcome
+from cli.keys import KeyCommand, Settings
+from cli.outcome import EPILOG, Json, Outcome, WithReport
 from cli.privacy import app as privacy_app
 from core.errors import (
     INTERRUPTED,
@@ -173,10 +173,7 @@ def tessera(
 
 @app.command(cls=KeyCommand, epilog=EPILOG)
 def run(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", hidden=True),
-    ] = None,
+    settings: Settings = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     resume: Annotated[
@@ -187,12 +184,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    report: Annotated[
-        bool,
-        typer.Option(
-            help="Write report.html into the run folder, the default.", show_default=False
-        ),
-    ] = True,
+    report: WithReport = True,
 ) -> Outcome:
     """Run one federation on this machine.
 

@@ -39,6 +39,15 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, also for an error; nothing else.")
 ]
 
+WithReport = Annotated[
+    bool,
+    typer.Option(
+        "--report/--no-report",
+        help="Write report.html into the run folder, the default.",
+        show_default=False,
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
