@@ -17,8 +17,8 @@ from benchmarks.watch import Watched, watch
 from benchmarks.work import Work
 from core.parameters import NamedTensors
 from core.records import RunFolder
+from pairing.configuration import parse_config
 from server.checkpoint import Checkpoint
-from strategies.table import parse_config
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_WORKERS = 2

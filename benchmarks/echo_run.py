@@ -6,10 +6,10 @@ import sys
 
 from core.config import parse_assignments
 from engine.simulation import simulate
+from pairing.configuration import parse_config
 from server.app import make_server_app
 from server.preparation import prepare
 from server.progress import PlainProgress
-from strategies.table import parse_config
 
 
 def main() -> None:

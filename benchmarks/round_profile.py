@@ -19,19 +19,20 @@ from benchmarks.machine import MATRIX_SIDE, matrix_flops_per_s
 from benchmarks.peers.given import Given, train_one_epoch
 from benchmarks.work import Work, WorkSize, make_work
 from core.client_state import ClientStore
+from core.examples import labelled
 from core.memory import keep_freed_memory
 from core.parameters import ParameterVector, weights_of
 from core.records import ClientRecord, RoundRecord, RunFolder
 from core.wire import Record
 from engine.simulation import simulate
+from pairing.configuration import parse_config
 from server.checkpoint import Checkpoint
 from server.prediction import reply_spec
 from server.preparation import Preparation, forget_preparation, prepare
 from strategies.base import Reply, ServerTask, arrays_of, tensors_of
 from strategies.flower import from_flower, serialise, to_flower
 from strategies.local_sgd import train_locally
-from strategies.table import parse_config
-from workloads.vision import forget_data
+from workloads.table import forget_data
 
 REPEATS = 15
 LOCAL_EPOCH = "local epoch, whole"
@@ -117,7 +118,8 @@ def _pieces(work: Work, folder: Path) -> tuple[list[Piece], int]:
     workload, state = preparation.workload, preparation.initial_state()
     parameters = ParameterVector(preparation.model)
     indices = torch.from_numpy(preparation.partition.clients[0])
-    examples = workload.examples(indices)
+    examples = labelled(workload.examples(indices))
+    objective = workload.objective(preparation.model, examples, seed=0, partition_id=0)
     broadcast = strategy.broadcast(state)
     content = to_flower(Record(broadcast, settings={"round": 1}))
     received = from_flower(content)
@@ -126,13 +128,13 @@ def _pieces(work: Work, folder: Path) -> tuple[list[Piece], int]:
         parameters.load(tensors_of(received.arrays))
 
     def train() -> None:
-        train_locally(parameters, examples, workload, config.train, seed=0)
+        train_locally(parameters, objective, config.train, seed=0)
 
     model = preparation.model
-    batch = slice(0, config.train.batch_size)
+    first = torch.arange(config.train.batch_size)
 
     def forward() -> torch.Tensor:
-        return workload.loss(model, examples.inputs[batch], examples.labels[batch]).mean()
+        return objective.losses(first).mean()
 
     def backward() -> None:
         parameters.drop_gradients()
@@ -153,7 +155,7 @@ def _pieces(work: Work, folder: Path) -> tuple[list[Piece], int]:
         {"round": 1},
     )
     reply_content = to_flower(sent)
-    form = reply_spec(strategy, preparation.client_shapes()[0], 1)
+    form = reply_spec(preparation, preparation.client_shapes()[0], 1)
     reply = Reply(0, from_flower(reply_content, form))
     accumulator = strategy.add(strategy.begin(state), reply)
     task = ServerTask(
@@ -257,8 +259,8 @@ def _record(num_clients: int, num_bytes: int) -> RoundRecord:
         round=1,
         validation=None,
         test=None,
-        client_accuracy=None,
-        worst_client_accuracy=None,
+        client_scores=None,
+        worst_client_score=None,
         bytes_down=num_clients * num_bytes,
         bytes_up=num_clients * num_bytes,
         clients=[dataclasses.replace(one, partition_id=k) for k in range(num_clients)],

@@ -59,7 +59,8 @@ INITIAL = "initial"
 
 ECHO_STRATEGIES = Path(__file__).with_name("echo_strategies.py")
 PACKAGES = (
-    "benchmarks", "cli", "client", "core", "data", "engine", "experiments", "models", "privacy",
+    "benchmarks", "cli", "client", "core", "data", "engine", "experiments", "models", "pairing",
+    "privacy",
     "server", "strategies", "workloads",
 )  # fmt: skip
 """Packages whose source a result depends on."""

@@ -31,9 +31,9 @@ from core.config import RunConfig
 from core.parameters import NamedTensors
 from core.seeds import derive_seed, torch_generator
 from data.partition import Partition
+from pairing.configuration import parse_config
 from server.cohort import draw_cohort
 from server.preparation import forget_preparation, prepare
-from strategies.table import parse_config
 
 SEED = 0
 LEARNING_RATE = 0.05
@@ -107,10 +107,10 @@ class Work:
         model, workload = preparation.model, preparation.workload
         model.load_state_dict(dict(weights), strict=True)
         examples = workload.training_examples()
+        objective = workload.objective(model.eval(), examples, seed=0, partition_id=None)
         total = torch.zeros((), dtype=torch.float64)
-        batches = zip(examples.inputs.split(500), examples.labels.split(500), strict=True)
-        for inputs, labels in batches:
-            total += workload.loss(model.eval(), inputs, labels).sum(dtype=torch.float64)
+        for batch in torch.arange(objective.num_examples).split(500):
+            total += objective.losses(batch).sum(dtype=torch.float64)
         forget_preparation()
         return float(total) / len(examples)
 

@@ -15,10 +15,10 @@ from experiments import suite as suites
 from experiments.execution import Action, Step, SuiteResult
 from experiments.plan import Plan
 from experiments.settings import flat_settings
+from pairing.configuration import parse_config
 from report import loading, methods, tables
 from report.html import write_report
 from report.loading import LoadedRun
-from strategies.table import parse_config
 
 Runs = LoadedRun | str | Path | Sequence[LoadedRun | str | Path] | SuiteResult
 

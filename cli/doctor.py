@@ -206,8 +206,8 @@ def _ray() -> Check:
     """Train one client for one round on a Ray actor."""
     try:
         from experiments.run import run
+        from pairing.configuration import parse_config
         from server.progress import PlainProgress
-        from strategies.table import parse_config
 
         settings = {"engine.kind": "ray", "engine.workers": 1, "engine.device": "cpu"}
         settings |= {"strategy": "fedavg", "rounds": 1, "partition.clients": 1}

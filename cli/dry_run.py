@@ -9,10 +9,10 @@ from typing import Any
 
 from core.config import Scalar
 from experiments.plan import Plan
+from pairing.configuration import config_keys
 from privacy.plan import PrivacyPlan
 from privacy.statement import PrivateStatement, figure
 from report.tables import plain_bytes
-from strategies.table import config_keys
 
 WIDTH = 80
 

@@ -48,7 +48,8 @@ class KeySection:
 
 def key_sections() -> Iterator[KeySection]:
     """Sections in the order of the configuration."""
-    from strategies.table import STRATEGIES, config_keys  # imports torch
+    from pairing.configuration import config_keys  # imports torch
+    from strategies.table import STRATEGIES  # imports torch
 
     sections: dict[str, list[Key]] = {}
     for key in config_keys():

@@ -24,6 +24,7 @@ from server.progress import (
     epsilon_told,
     failure_line,
     going_on,
+    primary_score,
     round_line,
 )
 from strategies.table import strategy_class
@@ -109,7 +110,8 @@ class LiveProgress:
         self._done = record.round
         if record.round > 0:
             self._finished_s += time.monotonic() - self._round_began
-        self._print(round_line(record, self._rounds, epsilon_told(record, self._folder)))
+        told, score = epsilon_told(record, self._folder), primary_score(self._folder)
+        self._print(round_line(record, self._rounds, told, score))
 
     def run_ended(self, status: str) -> None:
         """Take the bars away and say how it ended."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -23,25 +22,30 @@ from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import numerics, resolve_device
 from core.errors import DataError, RecordError
-from core.examples import Examples
+from core.examples import ExampleSet
+from core.groups import ParameterGroups
 from core.installation import describe_installation
 from core.memory import FreedMemory, keep_freed_memory
-from core.parameters import ParameterVector
+from core.parameters import NamedTensors, ParameterVector, trainable_names, weights_of
 from core.progress import StepCounter
 from core.records import RunFolder, write_whole
 from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
+from core.workload import Workload
 from data.canaries import deal_canaries
-from data.dataset import ImageDataset
+from data.dataset import ImageDataset, image_dataset
 from data.own import DataForm, load_own
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
+from pairing.configuration import parse_config
+from pairing.exchange import clients_evaluate, sent_form
 from privacy.ledger import owner_of
 from strategies.base import ClientTask, Strategy, model_seed
 from strategies.flower import from_flower, to_flower
 from strategies.private import refuse_large_delta
-from strategies.table import build_strategy, parse_config
-from workloads.vision import ImageClassification, open_workload
+from strategies.table import build_strategy
+from strategies.told import tell
+from workloads.table import open_on, open_workload
 
 app = ClientApp()
 
@@ -55,16 +59,21 @@ class Resident:
     """What a process keeps from client to client of one run: nothing that a client may change.
 
     `partition_without` is the partition without canaries, `partition` is what clients hold.
-    `parameters` is a place to work in; every update loads its own weights first.
+    `parameters`, and `personal` if clients keep parts of the model to themselves, are a place to
+    work in; every update loads its own weights first. `initial` is what is not shared, before any
+    training.
     """
 
     config: RunConfig
     place: Place
     strategy: Strategy
-    workload: ImageClassification
+    workload: Workload
     partition: Partition
     partition_without: Partition
+    groups: ParameterGroups
     parameters: ParameterVector
+    personal: ParameterVector | None
+    initial: NamedTensors
     count_step: StepCounter
     folder: RunFolder
     loaded: LoadedExamples
@@ -72,8 +81,8 @@ class Resident:
     memory: FreedMemory
     malicious: frozenset[int]
 
-    def examples(self, partition_id: int) -> Examples:
-        """The client's own images."""
+    def examples(self, partition_id: int) -> ExampleSet:
+        """The client's own examples."""
         if partition_id >= len(self.partition.clients):
             raise DataError(
                 f"partition-id={partition_id} has no data: the partition deals to "
@@ -93,9 +102,20 @@ class Resident:
             return self.place.owner
         if partition_id not in self.owners:
             indices = torch.from_numpy(self.partition_without.clients[partition_id])
-            own = self.workload.dataset.train.take(indices)
-            self.owners[partition_id] = owner_of(own.images, own.labels)
+            self.owners[partition_id] = owner_of(*self.workload.dataset.content(indices))
         return self.owners[partition_id]
+
+    def keep(self, state: NamedTensors | None) -> NamedTensors | None:
+        """What the client keeps after an update: the strategy's state, and what is personal."""
+        if not self.groups.personal:
+            return state
+        weights = weights_of(self.parameters.model)
+        personal = {f"{_PERSONAL}{name}": weights[name] for name in sorted(self.groups.personal)}
+        return {**(state or {}), **personal}
+
+
+_PERSONAL = "personal/"
+"""Prefix of the entries that are not the strategy's in what a client keeps."""
 
 
 @app.train()
@@ -119,50 +139,76 @@ def _update(message: Message, resident: Resident) -> Message:
     malicious, attack = partition_id in resident.malicious, resident.config.attack
     examples = resident.examples(partition_id)
     if malicious:
-        examples = poison(examples, resident.workload.num_classes, attack)
+        examples = poison(examples, len(resident.workload.dataset.class_names), attack)
     private = None
     if config.privacy.is_example_level:
         private = PrivateUpdate.of(config, resident.folder, resident.place, received)
         if (again := private.sent_before()) is not None:
             return Message(to_flower(again), reply_to=message)
+    seed = derive_seed(config.seed, "client", round_number, partition_id)
+    model, workload = resident.parameters.model, resident.workload
+    state, personal = _state(resident, store, received)
+    resident.parameters.load({**resident.initial, **personal})
+    objective = workload.objective(
+        model,
+        examples,
+        seed=derive_seed(seed, "objective"),
+        partition_id=partition_id,
+    )
     task = ClientTask(
         round=round_number,
         partition_id=partition_id,
-        seed=derive_seed(resident.config.seed, "client", round_number, partition_id),
+        seed=seed,
         received=received,
         examples=examples,
-        state=_state(resident.strategy, store, received),
+        state=state,
         parameters=resident.parameters,
-        workload=resident.workload,
-        device=resident.workload.device,
+        workload=workload,
+        objective=objective,
+        device=workload.device,
         count_step=resident.count_step,
         mechanism=private.charge(resident.owner(partition_id)) if private else None,
+        personal=resident.personal,
+        sent=sent_form(workload, model, partition_id),
     )
     precision = numerics(config.engine.precision, task.device)
     with seeded_globals(derive_seed(task.seed, "layers")), precision:
-        update = resident.strategy.client_update(task)
+        update = strategy.client_update(task)
+    kept = resident.keep(update.state)
     if malicious:
         update = tamper(update, received.arrays, attack)
-    if update.state is not None:
-        store.write(round_number, update.state)
-    metrics = {**update.metrics, "train_s": time.perf_counter() - started}
+    arrays, metrics = dict(update.arrays), {**update.metrics, **objective.metrics()}
+    if clients_evaluate(strategy, workload, resident.groups) and config.evaluates(round_number):
+        validation, test = workload.evaluate(model, "validation"), workload.evaluate(model, "test")
+        counts = resident.partition.class_counts[partition_id].tolist()
+        told_arrays, told_metrics = tell(validation, test, counts)
+        arrays, metrics = {**arrays, **told_arrays}, {**metrics, **told_metrics}
+    if kept is not None:
+        store.write(round_number, kept)
+    metrics["train_s"] = time.perf_counter() - started
     if task.mechanism is not None:
         metrics["snr"] = task.mechanism.signal_to_noise
     sent = {name: metrics[name] for name in strategy.sent_metrics(metrics)}
-    reply = Record(update.arrays, sent, {"round": round_number})
+    reply = Record(arrays, sent, {"round": round_number})
     if private is not None:
         private.keep(reply, task.mechanism)
     return Message(to_flower(reply), reply_to=message)
 
 
 def _state(
-    strategy: Strategy, store: ClientStore, received: Record
-) -> dict[str, torch.Tensor] | None:
-    if not strategy.keeps_client_state():
-        return None
+    resident: Resident, store: ClientStore, received: Record
+) -> tuple[NamedTensors | None, NamedTensors]:
+    """What the client kept: the strategy's state, and the personal entries of the model."""
+    if not (resident.strategy.keeps_client_state() or resident.groups.personal):
+        return None, {}
     acknowledged = int(received.settings["acknowledged-round"])
     store.forget(int(received.settings["retained-round"]), acknowledged)
-    return store.read(acknowledged)
+    kept = store.read(acknowledged)
+    if kept is None:
+        return None, {}
+    own = {name: value for name, value in kept.items() if not name.startswith(_PERSONAL)}
+    personal = {n.removeprefix(_PERSONAL): v for n, v in kept.items() if n.startswith(_PERSONAL)}
+    return (own if resident.strategy.keeps_client_state() else None), personal
 
 
 @app.query()
@@ -183,7 +229,7 @@ def join(message: Message, context: Context) -> Message:
         text = str(from_flower(message.content).settings["federation"])
         folder = place.run_folder(config, context.run_id)
         write_whole(_form_file(folder, place), DataForm.from_text(text).to_text().encode())
-        own = _resident_of(context).workload.dataset.train
+        own = image_dataset(_resident_of(context).workload.dataset).train
         if not config.hides_counts:
             digest = owner_of(own.images, own.labels)
             classes = len(DataForm.from_text(text).class_names)
@@ -228,7 +274,7 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
         quiet = quiet_failures(folder, place.partition_id) if private else contextlib.nullcontext()
         with quiet:
             dataset = _own_dataset(config, folder, place)
-        workload = ImageClassification(dataset, config.model, device)
+        workload = open_on(config, dataset, device)
         partition = _held_by(place.partition_id, dataset)
     else:
         workload = open_workload(config, device)
@@ -237,14 +283,26 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
         else:
             partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
     dealt = deal_canaries(config.canaries, workload.dataset, partition)
+    workload = workload.with_dataset(dealt.dataset)
+    model = workload.build_model(model_seed(config))
+    groups = workload.groups(model)
+    held = {n: v for n, v in weights_of(model).items() if not groups.is_shared(n)}
+    trained = set(trainable_names(model))
     return Resident(
         config=config,
         place=place,
         strategy=build_strategy(config),
-        workload=dataclasses.replace(workload, dataset=dealt.dataset),
+        workload=workload,
         partition=dealt.partition,
         partition_without=partition,
-        parameters=ParameterVector(workload.build_model(model_seed(config))),
+        groups=groups,
+        parameters=ParameterVector(model, groups.is_shared),
+        personal=(
+            ParameterVector(model, groups.personal.__contains__)
+            if groups.personal & trained
+            else None
+        ),
+        initial=held,
         count_step=StepCounter(folder.progress),
         folder=folder,
         loaded=LoadedExamples(LOADED_BYTES),

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.config import AttackConfig, RunConfig
-from core.examples import Examples
+from core.examples import Examples, ExampleSet, labelled
 from core.seeds import derive_seed, numpy_generator
 from core.wire import Array
 from strategies.base import ClientUpdate
@@ -49,11 +49,12 @@ def malicious_clients(config: RunConfig) -> frozenset[int]:
     return frozenset(order[: round(config.attack.fraction * num_clients)].tolist())
 
 
-def poison(examples: Examples, num_classes: int, attack: AttackConfig) -> Examples:
+def poison(examples: ExampleSet, num_classes: int, attack: AttackConfig) -> ExampleSet:
     """What a malicious client trains on: under label-flip labels C - 1 - y, else its examples."""
     if attack.kind != "label-flip":
         return examples
-    return Examples(examples.inputs, num_classes - 1 - examples.labels)
+    honest = labelled(examples)
+    return Examples(honest.inputs, num_classes - 1 - honest.labels)
 
 
 def tamper(

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
 from core.errors import ConfigError, Problem
 from core.plugins import is_plugin, plugin_content
@@ -215,7 +215,9 @@ class PartitionConfig:
 class ModelConfig:
     """The network that is trained."""
 
-    name: str = choice("convnet", "architecture", ["convnet", "cnn", "resnet18"], plugin="FUNCTION")
+    name: str = choice(
+        "convnet", "architecture", ["convnet", "cnn", "resnet18", "resnet32"], plugin="FUNCTION"
+    )
     width: int = number(128, "channels of each ConvNet block", least=1, most=8_192)
     depth: int = number(
         0, "ConvNet blocks; 0 takes 3, or 2 for images below 16 pixels", least=0, most=8
@@ -223,12 +225,37 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """Gradient training on real images: clients' local epochs, `local` and `centralized`."""
+class GroupsConfig:
+    """What becomes of parts of the model, each by the name of a module or parameter in it."""
 
-    learning_rate: float = number(0.05, "SGD learning rate (eta)", above=0)
-    momentum: float = number(0.0, "SGD momentum", least=0, below=1)
-    weight_decay: float = number(0.0, "SGD weight decay", least=0)
+    personal: str = text(
+        "",
+        "parts that stay with each client, which trains its own, such as classifier; names "
+        "separated by commas",
+        "names separated by commas",
+    )
+    frozen: str = text(
+        "",
+        "parts that nobody trains or sends; names separated by commas",
+        "names separated by commas",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Gradient training on real data: clients' local epochs, `local` and `centralized`."""
+
+    optimizer: str = choice(
+        "sgd",
+        "of local steps; adam and adamw start each round anew, adamw decays weights apart from the "
+        "gradient",
+        ["sgd", "adam", "adamw"],
+    )
+    learning_rate: float = number(0.05, "learning rate (eta)", above=0)
+    momentum: float = number(
+        0.0, "SGD momentum", least=0, below=1, read_if=("train.optimizer", ("sgd",))
+    )
+    weight_decay: float = number(0.0, "weight decay", least=0)
     batch_size: int = number(32, "examples per step; the last batch may be smaller", least=1)
     local_epochs: int = number(
         1, "passes over the client's images per round (E)", least=1, most=1_000_000
@@ -517,6 +544,9 @@ class RunConfig:
     """A whole run. Field ``a_b`` is the key ``a-b``; a section's field is ``section.a-b``."""
 
     strategy: str = choice("feddm", "federated method", [], plugin="CLASS")
+    workload: str = choice(
+        "classification", "what is trained and how it is judged", [], plugin="CLASS"
+    )
     rounds: int = number(10, "communication rounds (R)", least=1, most=100_000)
     seed: int = number(0, "seed that every random choice derives from", least=0, most=2**31 - 1)
     name: str = text(
@@ -540,6 +570,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     cohort: CohortConfig = field(default_factory=CohortConfig)
@@ -549,14 +580,17 @@ class RunConfig:
     canaries: CanariesConfig = field(default_factory=CanariesConfig)
     sinks: SinksConfig = field(default_factory=SinksConfig)
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The selected strategy's own sections by name, such as ``{"feddm": FedDMOptions(...)}``."""
+    """The selected strategy's and workload's own sections, ``{"feddm": MatchingConfig(...)}``."""
 
     def section(self, kind: type[Section]) -> Section:
-        """The strategy section of type `kind`."""
+        """The section of type `kind`, of the strategy or the workload."""
         for value in self.options.values():
             if isinstance(value, kind):
                 return value
-        raise AssertionError(f"strategy {self.strategy!r} declares no section {kind.__name__}")
+        raise AssertionError(
+            f"neither strategy {self.strategy!r} nor workload {self.workload!r} declares a section "
+            f"{kind.__name__}"
+        )
 
     @property
     def hides_counts(self) -> bool:
@@ -579,7 +613,7 @@ class RunConfig:
         return self.name or f"flower-{run_id}"
 
     def flat(self) -> dict[str, Scalar]:
-        """The configuration as flat ``section.key`` scalars, without unselected strategies."""
+        """The configuration as flat scalars, without sections of what is not selected."""
         return dict(_flatten(self, ""))
 
     def identity(self) -> str:
@@ -637,18 +671,52 @@ def _keys_of(section: type, prefix: str) -> Iterable[Key]:
             yield Key(name, cast(Scalar, item.default), hints[item.name], item.metadata["rule"])
 
 
-def keys(sections: Mapping[str, type], strategies: Iterable[str] = ()) -> list[Key]:
+class HasSections(Protocol):
+    """A strategy or workload: a class that names the sections it reads."""
+
+    @property
+    def sections(self) -> Mapping[str, type]:
+        """Frozen dataclasses by title."""
+
+
+def section_faults(sections: Mapping[str, type], builtin: Iterable[HasSections]) -> list[str]:
+    """What keeps a user's sections from being parsed beside those of `builtin`, as sentences."""
+    faults: list[str] = []
+    taken = {item.name.replace("_", "-") for item in dataclasses.fields(RunConfig)}
+    known = {title: section for kind in builtin for title, section in kind.sections.items()}
+    for title, section in sections.items():
+        if title in taken or known.get(title, section) is not section:
+            faults.append(f"its section {title!r} is taken; give it another name")
+        elif not dataclasses.is_dataclass(section):
+            faults.append(f"its section {title!r} is no dataclass")
+        else:
+            faults += [
+                f"{title}.{item.name} has no rule; declare it with core.config.number, choice, "
+                "flag or text"
+                for item in dataclasses.fields(section)
+                if "rule" not in item.metadata
+            ]
+    return faults
+
+
+Readers = Mapping[str, Mapping[str, Iterable[str]]]
+"""By the key ``strategy`` or ``workload``: its values, each with the sections that it reads."""
+
+
+def keys(sections: Mapping[str, type], readers: Readers) -> list[Key]:
     """Every key, its default and its rule.
 
     Args:
-        sections: Strategy sections by name.
-        strategies: Names that ``strategy`` accepts.
+        sections: Sections of strategies and workloads by name.
+        readers: What reads which.
     """
     found = list(_keys_of(RunConfig, ""))
     for name, section in sections.items():
         found += _keys_of(section, f"{name}.")
-    named = choice("feddm", found[0].rule.meaning, strategies, plugin="CLASS")
-    found[0] = dataclasses.replace(found[0], rule=named.metadata["rule"])
+    for place, key in enumerate(found):
+        if key.name in readers:
+            named = choice(str(key.default), key.rule.meaning, readers[key.name], plugin="CLASS")
+            found[place] = dataclasses.replace(key, rule=named.metadata["rule"])
     return found
 
 
@@ -678,20 +746,20 @@ def parse(
     flat: Mapping[str, object],
     *,
     sections: Mapping[str, type],
-    strategies: Mapping[str, Iterable[str]],
+    readers: Readers,
 ) -> RunConfig:
     """Parse flat scalars into a `RunConfig`, or refuse them with every problem at once.
 
     Args:
         flat: Values by key; text is converted to the key's type, other types must match.
-        sections: Every strategy section by name.
-        strategies: Strategy names, each with the names of the sections it reads.
+        sections: Every section of a strategy or workload by name.
+        readers: What reads which.
 
     Raises:
         ConfigError: One `Problem` per unknown key, value of the wrong type, value out of bounds,
-            and key that the selected strategy would not read.
+            and key that the selected strategy and workload would not read.
     """
-    known = {key.name: key for key in keys(sections, strategies)}
+    known = {key.name: key for key in keys(sections, readers)}
     problems: list[Problem] = []
     values: dict[str, Scalar] = {}
     for name, given in flat.items():
@@ -712,13 +780,16 @@ def parse(
         else:
             hint = _closest(str(given), key.rule.choices) if key.rule.choices else ""
             problems.append(Problem(name, str(given), f"must be {key.rule.text}{hint}"))
-    strategy = str(values.get("strategy", RunConfig().strategy))
-    read = tuple(strategies.get(strategy, sections))
+    chosen = {kind: str(values.get(kind, known[kind].default)) for kind in readers}
+    selected = {kind: readers[kind].get(chosen[kind], sections) for kind in readers}
+    read = [name for name in sections if any(name in names for names in selected.values())]
     for name, value in values.items():
         section = name.partition(".")[0]
         if section in sections and section not in read and value != known[name].default:
-            readers = ", ".join(s for s, names in strategies.items() if section in names)
-            rule = f"strategy {strategy} does not read it (only {readers}); leave it out"
+            kind, reading = _who_reads(section, readers)
+            rule = (
+                f"{kind} {chosen[kind]} does not read it (only {', '.join(reading)}); leave it out"
+            )
             problems.append(Problem(name, str(value), rule))
         elif (condition := known[name].rule.read_if) and value != known[name].default:
             other, wanted = condition
@@ -733,6 +804,14 @@ def parse(
     if conflicts := list(_conflicts(config)):
         raise ConfigError(conflicts)
     return config
+
+
+def _who_reads(section: str, readers: Readers) -> tuple[str, list[str]]:
+    """Whether strategies or workloads read a section, and which of them."""
+    for kind, names in readers.items():
+        if reading := [name for name, sections in names.items() if section in sections]:
+            return kind, reading
+    raise AssertionError(f"nothing reads section {section}")
 
 
 def _conflicts(config: RunConfig) -> Iterable[Problem]:

@@ -13,7 +13,7 @@ PACKAGES = ("torch", "flwr", "numpy", "tessera-fl")
 
 CLIENT_SOURCES = (
     *("client", "core", "data", "distill"),
-    *("models", "privacy", "strategies", "workloads"),
+    *("models", "pairing", "privacy", "strategies", "workloads"),
 )
 """The packages of Tessera's that answer a message: the same on server and client."""
 

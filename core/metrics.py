@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.records import EvaluationRecord
+from core.scores import ACCURACY, MACRO_F1
 
 
 def evaluation_of(confusion: npt.NDArray[np.int64], mean_loss: float) -> EvaluationRecord:
@@ -18,7 +19,7 @@ def evaluation_of(confusion: npt.NDArray[np.int64], mean_loss: float) -> Evaluat
         mean_loss: Mean cross-entropy, nats.
 
     >>> record = evaluation_of(np.array([[2, 0, 0], [1, 1, 0], [0, 0, 0]]), 0.5)
-    >>> record.accuracy, record.per_class_accuracy
+    >>> record.primary, record.per_class_accuracy
     (0.75, [1.0, 0.5, None])
     """
     correct = np.diag(confusion).astype(np.float64)
@@ -27,8 +28,10 @@ def evaluation_of(confusion: npt.NDArray[np.int64], mean_loss: float) -> Evaluat
     return EvaluationRecord(
         num_examples=int(true.sum()),
         loss=mean_loss,
-        accuracy=float(correct.sum() / true.sum()),
-        macro_f1=float((2 * correct / support).mean()),
+        scores={
+            ACCURACY.name: float(correct.sum() / true.sum()),
+            MACRO_F1.name: float((2 * correct / support).mean()),
+        },
         per_class_accuracy=[
             float(hits / count) if count else None
             for hits, count in zip(correct, true, strict=True)

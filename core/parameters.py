@@ -7,7 +7,7 @@ then one operation each, however many layers there are. The step is written out 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,21 +17,22 @@ NamedTensors = Mapping[str, torch.Tensor]
 
 
 class ParameterVector:
-    """All trainable parameters of a model, in `model.parameters()` order, as views of one vector.
+    """Trainable parameters of a model, in `model.parameters()` order, as views of one vector.
 
-    From construction on the model's parameters and their gradients are views of `values` and
+    From construction on the parameters and their gradients are views of `values` and
     `gradient` (both float, shape (d,)); writing to either changes the other. Gradients accumulate
     until `zero_gradient`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        assert parameters, "a model without parameters cannot be trained"
+    def __init__(self, model: nn.Module, chosen: Callable[[str], bool] = lambda name: True) -> None:
+        """Take over the parameters that gradients reach and whose name is `chosen`."""
         self.model = model
-        self._parameters = parameters
         names_of: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            names_of.setdefault(id(parameter), []).append(name)
+            if parameter.requires_grad and chosen(name):
+                names_of.setdefault(id(parameter), []).append(name)
+        self._parameters = parameters = [p for p in model.parameters() if id(p) in names_of]
+        assert parameters, "a model without parameters cannot be trained"
         self._spans: dict[str, tuple[int, int, torch.Size]] = {}
         with torch.no_grad():
             self.values = torch.cat([p.detach().reshape(-1) for p in parameters])
@@ -147,8 +148,20 @@ class ParameterVector:
         self.gradient.zero_()
 
     def load(self, weights: NamedTensors) -> None:
-        """Copy a state dict (parameters and buffers) into the model, in place."""
-        self.model.load_state_dict(dict(weights), strict=True)
+        """Copy entries of a state dict (parameters and buffers) into the model, in place.
+
+        What is not among them stays as it is.
+        """
+        unknown = self.model.load_state_dict(dict(weights), strict=False).unexpected_keys
+        assert not unknown, f"the model has no {unknown}"
+
+    def train(self) -> nn.Module:
+        """Put the model into training mode, but for layers whose parameters are all held fixed."""
+        for module in self.model.train().modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+        return self.model
 
 
 def trainable_names(model: nn.Module) -> tuple[str, ...]:
@@ -190,6 +203,42 @@ def sgd_step_(
         assert velocity is not None, "momentum needs a velocity"
         step = velocity.mul_(momentum).add_(step)
     values.add_(step, alpha=-learning_rate)
+
+
+@torch.no_grad()
+def adam_step_(
+    values: torch.Tensor,
+    gradient: torch.Tensor,
+    first_moment: torch.Tensor,
+    second_moment: torch.Tensor,
+    step: int,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> None:
+    """One step of Adam with L2 decay, in place; what `torch.optim.Adam` computes.
+
+    D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, Algorithm 1.
+
+    Args:
+        values: What is stepped, any shape.
+        gradient: Its gradient, the same shape; left as it is.
+        first_moment: Zeros at first, the same shape (m).
+        second_moment: Likewise (v).
+        step: Number of this step, from 1 (t).
+        learning_rate: Step size (alpha).
+        betas: Decay of the moments.
+        epsilon: Added to the root of the second moment.
+        weight_decay: L2 factor, added to the gradient.
+    """
+    told = gradient.add(values, alpha=weight_decay) if weight_decay else gradient
+    first_moment.lerp_(told, 1 - betas[0])
+    second_moment.mul_(betas[1]).addcmul_(told, told, value=1 - betas[1])
+    scale = learning_rate / (1 - betas[0] ** step)
+    root = second_moment.sqrt().div_((1 - betas[1] ** step) ** 0.5).add_(epsilon)
+    values.addcdiv_(first_moment, root, value=-scale)
 
 
 @torch.no_grad()

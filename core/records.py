@@ -37,9 +37,12 @@ from typing import Any, Literal
 
 from core.errors import RecordError
 
-SCHEMA_VERSION = 2
-READABLE_SCHEMAS = (1, 2)
-"""Schemas of run folders that this version reads: 1 did not tell apart how a client failed."""
+SCHEMA_VERSION = 3
+READABLE_SCHEMAS = (1, 2, 3)
+"""Schemas of run folders that this version reads.
+
+1 did not tell apart how a client failed; 1 and 2 knew no score but accuracy and macro-F1.
+"""
 
 ReplyOutcome = Literal["counted", "refused", "failed", "dropped", "late", "surplus"]
 """What came of a client's request.
@@ -55,20 +58,24 @@ class EvaluationRecord:
     """How well a model did on one split.
 
     Attributes:
-        num_examples: Images judged.
-        loss: Mean cross-entropy, nats.
-        accuracy: Share classified correctly.
-        macro_f1: Mean of the classes' F1; a class never seen nor predicted counts 0.
-        per_class_accuracy: Recall of each class; None where the split has no image of it.
-        confusion: Counts, row = true class, column = predicted class.
+        num_examples: Examples judged.
+        loss: Mean of the loss that counts, such as the cross-entropy in nats.
+        scores: What the workload is judged by, by the names of its `core.scores.Score`, in order.
+        per_class_accuracy: Recall of each class, None where the split has no example of it; None
+            for a workload without classes.
+        confusion: Counts, row = true class, column = predicted class; None likewise.
     """
 
     num_examples: int
     loss: float
-    accuracy: float
-    macro_f1: float
-    per_class_accuracy: list[float | None]
-    confusion: list[list[int]]
+    scores: Mapping[str, float]
+    per_class_accuracy: list[float | None] | None = None
+    confusion: list[list[int]] | None = None
+
+    @property
+    def primary(self) -> float:
+        """The first score: what choices are made on, and what is compared."""
+        return next(iter(self.scores.values()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +107,11 @@ class RoundRecord:
         round: 0 is the initial model, before any training.
         validation: What choices are made on; None in a round without evaluation.
         test: What is reported; None in a round without evaluation.
-        client_accuracy: For each partition, the expected test accuracy on its own label
-            distribution: per-class test accuracy weighted by the client's class shares; None for
-            a client that failed where only it could tell.
-        worst_client_accuracy: The least of them.
+        client_scores: For each partition, the expected test accuracy on its own label
+            distribution: per-class test accuracy weighted by the client's class shares; where
+            clients judge models of their own and there are no classes, the first score of each;
+            None for a client that failed where only it could tell.
+        worst_client_score: The least of them.
         bytes_down: Sum over clients, this round.
         bytes_up: Sum over clients, this round.
         clients: One entry per client asked, by partition id.
@@ -117,8 +125,8 @@ class RoundRecord:
     round: int
     validation: EvaluationRecord | None
     test: EvaluationRecord | None
-    client_accuracy: list[float | None] | None
-    worst_client_accuracy: float | None
+    client_scores: list[float | None] | None
+    worst_client_score: float | None
     bytes_down: int
     bytes_up: int
     clients: Sequence[ClientRecord]
@@ -129,8 +137,8 @@ class RoundRecord:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         # `asdict` copies number by number, which takes thousands of clients longer than to write.
-        values = dataclasses.asdict(dataclasses.replace(self, client_accuracy=None))
-        return values | {"client_accuracy": self.client_accuracy}
+        values = dataclasses.asdict(dataclasses.replace(self, client_scores=None))
+        return values | {"client_scores": self.client_scores}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RoundRecord:
@@ -147,6 +155,14 @@ class RoundRecord:
                     {**c, "outcome": "counted" if c["failure"] is None else "failed"}
                     for c in values["clients"]
                 ]
+            if values["schema"] in (1, 2):
+                fields["client_scores"] = fields.pop("client_accuracy")
+                fields["worst_client_score"] = fields.pop("worst_client_accuracy")
+                for split in ("validation", "test"):
+                    if fields[split] is not None:
+                        old = dict(fields[split])
+                        scores = {name: old.pop(name) for name in ("accuracy", "macro_f1")}
+                        fields[split] = {**old, "scores": scores}
             for split in ("validation", "test"):
                 if fields[split] is not None:
                     fields[split] = EvaluationRecord(**fields[split])

@@ -27,7 +27,8 @@ import torch
 from core.config import CanariesConfig
 from core.errors import DataError
 from core.seeds import derive_seed, numpy_generator
-from data.dataset import ImageDataset, LabelledImages
+from core.workload import Dataset
+from data.dataset import ImageDataset, LabelledImages, image_dataset
 from data.partition import Indices, Partition
 
 
@@ -61,17 +62,17 @@ class Dealt:
         canaries: None where there are none.
     """
 
-    dataset: ImageDataset
+    dataset: Dataset
     partition: Partition
     canaries: Canaries | None = None
 
 
-def deal_canaries(config: CanariesConfig, dataset: ImageDataset, partition: Partition) -> Dealt:
+def deal_canaries(config: CanariesConfig, dataset: Dataset, partition: Partition) -> Dealt:
     """Put the configured canaries into what clients hold: a pure function of its arguments.
 
     Args:
         config: Which canaries.
-        dataset: The images, without canaries.
+        dataset: The images, without canaries; without canaries any data.
         partition: Who holds which, without canaries.
 
     Raises:
@@ -79,6 +80,7 @@ def deal_canaries(config: CanariesConfig, dataset: ImageDataset, partition: Part
     """
     if config.kind == "none":
         return Dealt(dataset, partition)
+    dataset = image_dataset(dataset)
     generator = numpy_generator(derive_seed(config.seed, "canaries", config.kind))
     coins = numpy_generator(derive_seed(config.seed, "coins", config.coins))
     included = coins.random(config.count) < 0.5

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from core.workload import Dataset
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
@@ -60,6 +62,22 @@ class ImageDataset:
         """Number of classes (C)."""
         return len(self.class_names)
 
+    @property
+    def num_examples(self) -> dict[str, int]:
+        """Images in each split."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: len(split) for name, split in splits.items()}
+
+    @property
+    def train_labels(self) -> torch.Tensor:
+        """Class of every training image, int64, shape (N,)."""
+        return self.train.labels
+
+    def content(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Pixels and labels of the training images at `indices`."""
+        own = self.train.take(indices)
+        return own.images, own.labels
+
     def sha256(self) -> str:
         """A digest of every pixel and label of the three splits."""
         digest = hashlib.sha256()
@@ -90,3 +108,9 @@ class ImageDataset:
         mean = torch.tensor(self.mean, dtype=torch.float32, device=device)
         std = torch.tensor(self.std, dtype=torch.float32, device=device)
         return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+
+def image_dataset(dataset: Dataset) -> ImageDataset:
+    """`dataset` of a workload that offers labelled images, which `pairing.fit` has checked."""
+    assert isinstance(dataset, ImageDataset), "only of a workload that offers labelled images"
+    return dataset

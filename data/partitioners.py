@@ -17,7 +17,7 @@ import numpy.typing as npt
 from core.config import PartitionConfig
 from core.errors import DataError
 from core.seeds import derive_seed, numpy_generator
-from data.dataset import ImageDataset
+from core.workload import Dataset
 from data.partition import FailedAttempt, Indices, Partition
 
 if TYPE_CHECKING:
@@ -30,25 +30,25 @@ class _AttemptError(Exception):
     """One attempt dealt nothing usable; the message says why."""
 
 
-def load_or_make_partition(dataset: ImageDataset, config: PartitionConfig, seed: int) -> Partition:
+def load_or_make_partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Partition:
     """Read the partition that ``config.file`` names, or make one.
 
     Args:
-        dataset: Its training images are dealt.
+        dataset: Its training examples are dealt.
         config: How they are dealt; of a file only ``clients`` and ``min_examples`` are asked for.
         seed: The run's seed.
 
     Raises:
         DataError: The file does not fit the images or the configuration; or as `make_partition`.
     """
-    labels = dataset.train.labels.numpy()
+    labels, num_classes = dataset.train_labels.numpy(), len(dataset.class_names)
     if not config.file:
-        return make_partition(labels, dataset.num_classes, dataset.name, config, seed)
+        return make_partition(labels, num_classes, dataset.name, config, seed)
     partition = Partition.read(Path(config.file).expanduser())
     expected: dict[str, tuple[object, object]] = {
         "data.source": (partition.source, dataset.name),
         "number of training images": (partition.num_examples, len(labels)),
-        "number of classes": (partition.class_counts.shape[-1], dataset.num_classes),
+        "number of classes": (partition.class_counts.shape[-1], num_classes),
         "partition.clients": (len(partition.clients), config.clients),
     }
     problems = [
@@ -57,7 +57,7 @@ def load_or_make_partition(dataset: ImageDataset, config: PartitionConfig, seed:
         if has != wants
     ]
     if not problems:
-        counts = _class_counts(labels, dataset.num_classes, partition.clients)
+        counts = _class_counts(labels, num_classes, partition.clients)
         smallest = min(len(client) for client in partition.clients)
         if not np.array_equal(counts, partition.class_counts):
             problems.append("its class counts are not those of the images here")

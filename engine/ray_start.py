@@ -14,7 +14,7 @@ from typing import Any
 
 SOURCES = (
     *("client", "core", "data", "distill", "engine"),
-    *("models", "privacy", "strategies", "workloads"),
+    *("models", "pairing", "privacy", "strategies", "workloads"),
 )
 """The packages of Tessera's that a client's process imports."""
 

@@ -28,11 +28,13 @@ import torch
 
 from core.config import CanariesConfig, RunConfig, SinksConfig
 from core.errors import ConfigError, Problem, RecordError, TesseraError
+from core.examples import labelled
 from core.records import RunFolder
 from data.canaries import Canaries
 from experiments import run as running
 from experiments.canary_scores import score_canaries, score_names
 from experiments.suite import SuiteRun
+from pairing.configuration import parse_config
 from privacy.audit import (
     OUTSIDE,
     MembershipInference,
@@ -48,8 +50,9 @@ from server.checkpoint import Checkpoint
 from server.preparation import Preparation, forget_preparation, prepare
 from server.progress import Progress
 from server.transcript import Transcript
-from strategies.table import parse_config
-from workloads.vision import EVALUATION_BATCH, forget_data
+from strategies.mosaic import image_workload
+from workloads.images import EVALUATION_BATCH
+from workloads.table import forget_data
 
 KIND = "noise"
 """Canaries of the one-run audit: images unlike any other, whose part in a sum nothing hides."""
@@ -354,9 +357,10 @@ def _confidences(preparation: Preparation, folder: RunFolder) -> Scores:
     model = preparation.model
     model.load_state_dict(dict(last.state.weights))
     model.eval()
-    examples = workload.examples(torch.from_numpy(_canaries(preparation).indices))
+    own = workload.examples(torch.from_numpy(_canaries(preparation).indices))
+    examples = labelled(own)
     losses = [
-        workload.loss(model, inputs, labels)
+        image_workload(workload).loss(model, inputs, labels)
         for inputs, labels in zip(
             examples.inputs.split(EVALUATION_BATCH),
             examples.labels.split(EVALUATION_BATCH),

@@ -34,7 +34,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from core.examples import Examples
+from core.examples import Examples, labelled
 from core.parameters import NamedTensors, ParameterVector
 from core.seeds import derive_seed, torch_generator
 from core.wire import Record
@@ -47,7 +47,7 @@ from server.transcript import Exchange, Transcript
 from strategies.base import ClientTask, arrays_of
 from strategies.feddm import FedDM
 from strategies.local_sgd import num_steps
-from strategies.mosaic import MosaicStrategy, decode
+from strategies.mosaic import MosaicStrategy, decode, image_workload
 
 MOST_NETWORKS = 24
 """Networks that an embedding or a matching gradient is taken at; further ones add little."""
@@ -112,9 +112,10 @@ class _Attacker:
     def __init__(self, preparation: Preparation) -> None:
         assert preparation.canaries is not None
         self._preparation = preparation
-        self._workload = preparation.workload
+        self._workload = image_workload(preparation.workload)
         self._parameters = ParameterVector(preparation.workload.build_model(0))
-        self._canaries = self._workload.examples(torch.from_numpy(preparation.canaries.indices))
+        canaries = torch.from_numpy(preparation.canaries.indices)
+        self._canaries = labelled(preparation.workload.examples(canaries))
         self._others: dict[int, Examples] = {}
         self._last: dict[int, torch.Tensor] = {}
 
@@ -144,7 +145,8 @@ class _Attacker:
             own = self._preparation.partition_without.clients[partition_id]
             assert canaries is not None
             indices = own[~np.isin(own, canaries.indices)]
-            self._others[partition_id] = self._workload.examples(torch.from_numpy(indices))
+            known = self._preparation.workload.examples(torch.from_numpy(indices))
+            self._others[partition_id] = labelled(known)
         return self._others[partition_id]
 
     def _clipped(self, parts: torch.Tensor) -> torch.Tensor:
@@ -232,7 +234,7 @@ class _Attacker:
         return found
 
     def _images(self, reply: NamedTensors) -> tuple[torch.Tensor, torch.Tensor]:
-        device = self._workload.device
+        device = self._preparation.workload.device
         images = decode(reply["images"].numpy(), self._workload).to(device)
         return images, reply["labels"].to(device)
 
@@ -272,17 +274,21 @@ class _Attacker:
     def _task(self, exchange: Exchange, partition_id: int) -> ClientTask:
         """The client's work as far as it is known."""
         preparation, parameters = self._preparation, self._parameters
+        own = self._own(partition_id)
         parameters.load({k: exchange.sent[k] for k in parameters.model.state_dict()})
         return ClientTask(
             round=exchange.round,
             partition_id=partition_id,
             seed=derive_seed(preparation.config.seed, "client", exchange.round, partition_id),
             received=Record(arrays_of(exchange.sent)),
-            examples=self._own(partition_id),
+            examples=own,
             state=None,
             parameters=parameters,
-            workload=self._workload,
-            device=self._workload.device,
+            workload=preparation.workload,
+            objective=preparation.workload.objective(
+                parameters.model, own, seed=0, partition_id=partition_id
+            ),
+            device=preparation.workload.device,
             count_step=lambda: None,
         )
 

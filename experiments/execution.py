@@ -31,7 +31,7 @@ from report.html import write_report
 from report.loading import LoadedRun, load_run
 from server.progress import Progress
 from server.sinks import replay
-from workloads.vision import forget_data
+from workloads.table import forget_data
 
 Action = Literal[State, "tuned", "same"]
 """What is done about a run, by what lies in its folder.
@@ -483,7 +483,7 @@ class _WithoutTest:
         self._progress.server_started()
 
     def round_ended(self, record: RoundRecord) -> None:
-        untold = replace(record, test=None, client_accuracy=None, worst_client_accuracy=None)
+        untold = replace(record, test=None, client_scores=None, worst_client_score=None)
         self._progress.round_ended(untold)
 
     def run_ended(self, status: str) -> None:

@@ -64,11 +64,7 @@ def plan(config: RunConfig) -> Plan:
     dataset = preparation.workload.dataset
     return Plan(
         config=config,
-        num_examples={
-            "train": len(dataset.train),
-            "validation": len(dataset.validation),
-            "test": len(dataset.test),
-        },
+        num_examples=dataset.num_examples,
         class_names=dataset.class_names,
         class_counts=preparation.partition.class_counts,
         failed_attempts=preparation.partition.failed_attempts,

@@ -12,12 +12,12 @@ from core.config import NOT_SETTINGS, RunConfig
 from core.errors import ConfigError, Problem, RecordError
 from core.records import RunFolder
 from engine.simulation import simulate
+from pairing.configuration import parse_config
 from server.app import make_server_app, run_folder_of
 from server.preparation import forget_preparation, prepare
 from server.progress import Progress
 from server.recorder import default_run_name
-from strategies.table import parse_config
-from workloads.vision import forget_data
+from workloads.table import forget_data
 
 CLIENT_APP = "client.app:app"
 

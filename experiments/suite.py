@@ -64,12 +64,13 @@ from core.errors import (
 from core.records import RunFolder
 from experiments.plan import Plan, plan
 from experiments.settings import flat_settings
+from pairing.configuration import parse_config
 from report.loading import LoadedRun, load_run
 from report.methods import NOT_PRIVATE
 from report.tables import joined
 from server.app import run_folder_of
 from server.preparation import forget_preparation
-from strategies.table import parse_config, strategy_class
+from strategies.table import strategy_class
 
 State = Literal["done", "todo", "incomplete", "outdated", "damaged", "failed"]
 """What lies in a run's folder.
@@ -170,7 +171,7 @@ class SuiteRun:
 
 def last_validation_accuracy(run: LoadedRun) -> float | None:
     """In the last round that tells one; in [0, 1]."""
-    judged = (r.validation.accuracy for r in reversed(run.rounds) if r.validation is not None)
+    judged = (r.validation.primary for r in reversed(run.rounds) if r.validation is not None)
     return next(judged, None)
 
 

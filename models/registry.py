@@ -15,6 +15,7 @@ from core.plugins import is_plugin, load_plugin
 from core.seeds import seeded_globals
 from models.cnn import CNN
 from models.convnet import ConvNet
+from models.resnet_cifar import ResNet32
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
@@ -37,10 +38,8 @@ class EmbeddingModel(Protocol):
         ...
 
 
-def build_model(
-    config: ModelConfig, image_shape: ImageShape, num_classes: int, seed: int
-) -> nn.Module:
-    """Build the model that ``config.name`` names, on the CPU, freshly initialised.
+def make_model(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Make the model that ``config.name`` names, on the CPU, from torch's global generators.
 
     A plugin ``FILE.py:FUNCTION`` is called as ``function(image_shape, num_classes)``, tried on a
     batch of two blank images, and draws its parameters from torch's global generator.
@@ -49,20 +48,26 @@ def build_model(
         config: Name, and width and depth of the ConvNet.
         image_shape: Channels, height, width.
         num_classes: Number of classes (C).
-        seed: Seed of the initialisation; torch's global generator is left as it was.
 
     Raises:
         ConfigError: The name is unknown, the image too small for the depth, a key is given that
             the model does not read, or the plugin does not yield such a model.
     """
+    if is_plugin(config.name):
+        _refuse_unread(config)
+        return _plugin(config, image_shape, num_classes)
+    if config.name not in _BUILDERS:
+        rule = f"must be one of {', '.join(_BUILDERS)} or FILE.py:FUNCTION"
+        raise ConfigError([Problem("model.name", config.name, rule)])
+    return _BUILDERS[config.name](config, image_shape, num_classes)
+
+
+def build_model(
+    config: ModelConfig, image_shape: ImageShape, num_classes: int, seed: int
+) -> nn.Module:
+    """As `make_model`, drawn from `seed`; torch's global generators are left as they were."""
     with seeded_globals(seed):
-        if is_plugin(config.name):
-            _refuse_unread(config)
-            return _plugin(config, image_shape, num_classes)
-        if config.name not in _BUILDERS:
-            rule = f"must be one of {', '.join(_BUILDERS)} or FILE.py:FUNCTION"
-            raise ConfigError([Problem("model.name", config.name, rule)])
-        return _BUILDERS[config.name](config, image_shape, num_classes)
+        return make_model(config, image_shape, num_classes)
 
 
 def embedding_of(model: nn.Module) -> EmbeddingModel:
@@ -126,6 +131,11 @@ def _resnet18(config: ModelConfig, image_shape: ImageShape, num_classes: int) ->
     return ResNet18(image_shape, num_classes)
 
 
+def _resnet32(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    _refuse_unread(config)
+    return ResNet32(image_shape, num_classes)
+
+
 def _plugin(config: ModelConfig, image_shape: ImageShape, num_classes: int) -> nn.Module:
     function = load_plugin("model.name", config.name)
     try:
@@ -174,4 +184,5 @@ _BUILDERS: dict[str, Callable[[ModelConfig, ImageShape, int], nn.Module]] = {
     "convnet": _convnet,
     "cnn": _cnn,
     "resnet18": _resnet18,
+    "resnet32": _resnet32,
 }

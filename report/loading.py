@@ -231,7 +231,7 @@ class LoadedRun:
     @property
     def lacks_clients(self) -> bool:
         """Whether an evaluation lacks clients, which make it themselves and did not all answer."""
-        return any(None in (record.client_accuracy or ()) for record in self.rounds)
+        return any(None in (record.client_scores or ()) for record in self.rounds)
 
     @property
     def sends_raw_images(self) -> bool:
@@ -597,22 +597,24 @@ def _problem(record: RoundRecord) -> str | None:
         return "the server's metrics are not numbers"
     if not (_is_number(record.bytes_up) and _is_number(record.bytes_down)):
         return "bytes are not numbers"
-    clients = record.client_accuracy
+    clients = record.client_scores
     if clients is not None and not all(v is None or _is_number(v) for v in clients):
-        return "client accuracies are not numbers"
-    if record.worst_client_accuracy is not None and not _is_number(record.worst_client_accuracy):
-        return "the worst client's accuracy is no number"
+        return "client scores are not numbers"
+    if record.worst_client_score is not None and not _is_number(record.worst_client_score):
+        return "the worst client's score is no number"
     for name in ("validation", "test"):
         evaluation: EvaluationRecord | None = getattr(record, name)
         if evaluation is None:
             continue
-        if not (_is_number(evaluation.accuracy) and _is_number(evaluation.macro_f1)):
-            return f"accuracy or macro-F1 on {name} is no number"
-        size = len(evaluation.per_class_accuracy)
-        confusion = evaluation.confusion
+        if not (evaluation.scores and all(map(_is_number, evaluation.scores.values()))):
+            return f"a score on {name} is no number"
+        confusion, recall = evaluation.confusion, evaluation.per_class_accuracy
+        if confusion is None or recall is None:
+            continue
+        size = len(recall)
         if len(confusion) != size or any(len(row) != size for row in confusion):
             return f"the confusion matrix on {name} is not {size} x {size}"
-        cells = [*evaluation.per_class_accuracy, *(n for row in confusion for n in row)]
+        cells = [*recall, *(n for row in confusion for n in row)]
         if not all(cell is None or _is_number(cell) for cell in cells):
             return f"per-class figures on {name} are not numbers"
     return None
@@ -626,7 +628,8 @@ def _is_number(value: object) -> bool:
 def _num_classes(
     folder: RunFolder, rounds: Sequence[RoundRecord], partition: Partition | None
 ) -> int:
-    sizes = {len(record.test.confusion) for record in rounds if record.test is not None}
+    judged = [record.test.confusion for record in rounds if record.test is not None]
+    sizes = {len(confusion) for confusion in judged if confusion is not None}
     if partition is not None:
         sizes.add(int(partition.class_counts.shape[1]))
     if len(sizes) > 1:

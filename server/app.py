@@ -10,12 +10,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from core.errors import INTERRUPTED, TesseraError
 from core.records import RunFolder
+from pairing.configuration import parse_config
 from server.federation import Federation
 from server.nodes import Nodes, own_partition
 from server.preparation import forget_preparation, prepare
 from server.progress import PlainProgress, Progress
 from server.recorder import End, Recorder
-from strategies.table import parse_config
 
 
 def make_server_app(progress: Progress, *, resumes: bool = False) -> ServerApp:

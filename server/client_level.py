@@ -36,7 +36,6 @@ from strategies.base import (
     RoundOutcome,
     ServerState,
     ServerTask,
-    Strategy,
     arrays_of,
     tensors_of,
 )
@@ -71,7 +70,7 @@ class TrustedServer:
             PrivacyError: Replies have arrays that cannot be noised; nobody was charged.
             RecordError: A ledger is damaged.
         """
-        form = reply_spec(self._preparation.strategy, self._shape, round).arrays
+        form = reply_spec(self._preparation, self._shape, round).arrays
         refuse_unfit_arrays(
             tensors_of({name: np.zeros(0, spec.dtype) for name, spec in form.items()})
         )
@@ -93,7 +92,7 @@ class TrustedServer:
             source=self._source,
         )
         paid = cohort.without(barred)
-        return PaidRound(self._preparation.strategy, mechanism, paid, round, self._shape)
+        return PaidRound(self._preparation, mechanism, paid, round, self._shape)
 
     def _owner(self, partition_id: int) -> str:
         member = self._members.get(partition_id)
@@ -101,8 +100,8 @@ class TrustedServer:
             return owner_of_member(member)
         if partition_id not in self._owners:
             indices = self._preparation.partition_without.clients[partition_id]
-            own = self._preparation.workload.dataset.train.take(torch.from_numpy(indices))
-            self._owners[partition_id] = owner_of(own.images, own.labels)
+            own = self._preparation.workload.dataset.content(torch.from_numpy(indices))
+            self._owners[partition_id] = owner_of(*own)
         return self._owners[partition_id]
 
 
@@ -111,14 +110,14 @@ class PaidRound:
     """The server half of one round, between the replies and the strategy's own.
 
     Attributes:
-        strategy: The method.
+        preparation: The run.
         mechanism: Clips and noises.
         cohort: Whom it may ask: all of them have paid.
         round: From 1.
         shape: Of any client; the arrays of replies do not depend on whose they are.
     """
 
-    strategy: Strategy
+    preparation: Preparation
     mechanism: GaussianSums
     cohort: Cohort
     round: int
@@ -126,8 +125,8 @@ class PaidRound:
 
     def begin(self, state: ServerState) -> ClientSum:
         """A sum of no updates."""
-        received = self.strategy.broadcast(state)
-        form = reply_spec(self.strategy, self.shape, self.round).arrays
+        received = self.preparation.broadcast(state)
+        form = reply_spec(self.preparation, self.shape, self.round).arrays
         zero = {name: np.zeros(spec.shape, spec.dtype) for name, spec in form.items()}
         unchanged = {name: received.get(name, nothing) for name, nothing in zero.items()}
         return ClientSum(self.mechanism, tensors_of(unchanged), self.cohort.num_wanted)
@@ -141,12 +140,13 @@ class PaidRound:
 
     def finish(self, state: ServerState, accumulator: ClientSum, task: ServerTask) -> RoundOutcome:
         """Noise the sum and let the strategy fold the mean; without a reply nothing is released."""
-        own = self.strategy.begin(state)
+        strategy = self.preparation.strategy
+        own = strategy.begin(state)
         if accumulator.count == 0:
-            return self.strategy.finish(state, own, task)
+            return strategy.finish(state, own, task)
         mean = Record(arrays_of(accumulator.release_mean()), settings={"round": self.round})
         for k in self.cohort.asked[: self.cohort.num_wanted]:
-            own = self.strategy.add(own, Reply(k, mean))
-        outcome = self.strategy.finish(state, own, task)
+            own = strategy.add(own, Reply(k, mean))
+        outcome = strategy.finish(state, own, task)
         told = {"snr": self.mechanism.signal_to_noise}
         return dataclasses.replace(outcome, metrics={**outcome.metrics, **told})

@@ -27,7 +27,7 @@ from server.client_level import PaidRound, TrustedServer
 from server.cohort import Cohort, draw_cohort
 from server.nodes import Nodes
 from server.noted_charges import NotedCharges
-from server.prediction import reply_spec, request_settings
+from server.prediction import reply_spec, request_settings, told_form
 from server.preparation import Preparation
 from server.progress import Progress
 from server.recorder import Recorder
@@ -42,6 +42,7 @@ from strategies.base import (
     Strategy,
 )
 from strategies.flower import from_flower, serialise, serialised_bytes, to_flower
+from strategies.told import pooled, told_faults
 
 NETWORK_ROUND_TIMEOUT_S = 3600.0
 """For a round's replies on a network, where ``engine.round-timeout-s`` sets none: a client that
@@ -88,9 +89,9 @@ class Federation:
         self._progress = progress
         keep_freed_memory()
         self._memory = FreedMemory()
-        self._parameters = ParameterVector(preparation.model)
+        self._parameters = ParameterVector(preparation.model, preparation.groups.is_shared)
         self._count_step = StepCounter(recorder.folder.progress)
-        self._shapes = preparation.client_shapes()
+        self._shapes, self._owners = preparation.client_shapes(), preparation.owners()
         self._order = preparation.hand_out_order()
         plan = preparation.privacy
         self._trusted: TrustedServer | None = None
@@ -117,7 +118,7 @@ class Federation:
         if now is None:
             now = Checkpoint(0, preparation.initial_state(), {}, 0)
             judged_from, outcome = time.perf_counter(), RoundOutcome(now.state, {})
-            judged = self._judge(0, outcome)
+            judged = self._judge(0, outcome, {})
             seconds = {"server": 0.0, "evaluation": time.perf_counter() - judged_from}
             self._record(now, outcome, judged, [], seconds, began, began)
         for number in range(now.round + 1, config.rounds + 1):
@@ -132,13 +133,17 @@ class Federation:
             accumulator = half.begin(now.state)
             transcript = self._recorder.transcript
             if transcript is not None:
-                transcript.begin(number, strategy.broadcast(now.state))
+                transcript.begin(number, preparation.broadcast(now.state))
             received: list[Received] = []
+            told: dict[int, Reply] = {}
             for item in self._exchange(now, cohort):
                 if item.reply is not None:
-                    accumulator = half.add(accumulator, item.reply)
+                    own, of_model = self._parts(item.reply, number)
+                    if of_model is not None:
+                        told[own.partition_id] = of_model
+                    accumulator = half.add(accumulator, own)
                     if transcript is not None:
-                        transcript.add(number, item.reply)
+                        transcript.add(number, own)
                 received.append(item.folded())
             self._progress.server_started()
             served = time.perf_counter()
@@ -149,15 +154,16 @@ class Federation:
                 precision = numerics(config.engine.precision, task.device)
                 with seeded_globals(derive_seed(task.seed, "layers")), precision:
                     outcome = half.finish(now.state, accumulator, task)
+                outcome = self._with_measures(outcome, received)
             server_s = time.perf_counter() - served
             judged_from = time.perf_counter()
-            judged = self._judge(number, outcome)
+            judged = self._judge(number, outcome, told)
             if why := _useless(number, outcome, judged):
                 if not cohort.asked:
                     raise DivergedError(why)
                 received = [_discarded(item, why) for item in received]
                 outcome = RoundOutcome(now.state, _finite(outcome.metrics))
-                judged = self._judge(number, outcome)
+                judged = self._judge(number, outcome, {})
             evaluation_s = time.perf_counter() - judged_from
             now = _after(now, outcome.state, received)
             hopeless = _hopeless(now, received, config, too_few)
@@ -223,7 +229,7 @@ class Federation:
     def _requests(self, now: Checkpoint) -> Callable[[int], Message]:
         """Makes the next round's request to a client; its arrays are serialised once, here."""
         number = now.round + 1
-        arrays: ArrayRecord = serialise(Record(self._preparation.strategy.broadcast(now.state)))
+        arrays: ArrayRecord = serialise(Record(self._preparation.broadcast(now.state)))
 
         def request(partition_id: int) -> Message:
             acknowledged = now.acknowledged.get(partition_id, 0)
@@ -313,11 +319,13 @@ class Federation:
             ValueError: All that is wrong with it.
         """
         strategy, shape = self._preparation.strategy, self._shapes[partition_id]
-        form = reply_spec(strategy, shape, round)
-        reply = Reply(partition_id, from_flower(message.content, form))
+        form = reply_spec(self._preparation, shape, round)
+        weights = self._preparation.workload.weights(shape.num_examples)
+        reply = Reply(partition_id, from_flower(message.content, form), weights)
         if reply.record.settings.get("round") != round:
             raise ValueError(f"reply is of round {reply.record.settings.get('round')}, not {round}")
-        reasons = form.violations(reply.record) or strategy.check_reply(reply, shape)
+        reasons = form.violations(reply.record)
+        reasons = reasons or [*strategy.check_reply(reply, shape), *told_faults(reply)]
         if not reasons and not 0 <= (train_s := reply.record.metrics.get("train_s", 0)) <= most_s:
             reasons = [f"train_s is {train_s:g}, but the request went out {most_s:.3g} s ago"]
         if reasons:
@@ -333,7 +341,37 @@ class Federation:
             workload=preparation.workload,
             device=preparation.workload.device,
             count_step=self._count_step,
+            owners=self._owners,
         )
+
+    def _parts(self, reply: Reply, round: int) -> tuple[Reply, Reply | None]:
+        """A reply as the strategy folds it, and what the client tells of its own model, if any."""
+        preparation = self._preparation
+        if not (preparation.clients_evaluate and preparation.config.evaluates(round)):
+            return reply, None
+        form = told_form(preparation)
+        arrays = reply.record.arrays
+        own = {name: array for name, array in arrays.items() if name not in form.arrays}
+        told = Record({name: arrays[name] for name in form.arrays}, reply.record.metrics)
+        return (
+            dataclasses.replace(reply, record=dataclasses.replace(reply.record, arrays=own)),
+            Reply(reply.partition_id, told),
+        )
+
+    def _with_measures(self, outcome: RoundOutcome, received: Sequence[Received]) -> RoundOutcome:
+        """The outcome with what the workload measured, a mean by examples over who measured it."""
+        workload = self._preparation.workload
+        values: dict[str, list[tuple[float, float]]] = {}
+        for record in (item.record for item in received if item.counts):
+            for name in workload.measures(record.partition_id):
+                if name in record.metrics:
+                    weight = record.metrics.get("num_examples", 1.0)
+                    values.setdefault(name, []).append((weight, record.metrics[name]))
+        means = {
+            name: sum(w * value for w, value in found) / sum(w for w, _ in found)
+            for name, found in sorted(values.items())
+        }
+        return dataclasses.replace(outcome, metrics={**outcome.metrics, **means})
 
     def _record(
         self,
@@ -359,8 +397,8 @@ class Federation:
             round=now.round,
             validation=judged.validation if judged else None,
             test=judged.test if judged else None,
-            client_accuracy=judged.client_accuracy if judged else None,
-            worst_client_accuracy=_worst(judged.client_accuracy) if judged else None,
+            client_scores=judged.client_scores if judged else None,
+            worst_client_score=_worst(judged.client_scores) if judged else None,
             bytes_down=sum(client.bytes_down for client in clients),
             bytes_up=sum(client.bytes_up for client in clients),
             clients=clients,
@@ -376,28 +414,33 @@ class Federation:
         self._recorder.round(record, outcome.mosaic, now, spending, keep=keep)
         self._progress.round_ended(record)
 
-    def _judge(self, round: int, outcome: RoundOutcome) -> FederatedEvaluation | None:
-        """How well the model does after a round, if it is a round to tell."""
-        if not self._preparation.config.evaluates(round):
+    def _judge(
+        self, round: int, outcome: RoundOutcome, told: Mapping[int, Reply]
+    ) -> FederatedEvaluation | None:
+        """How well the model does after a round, or clients' own do, if it is a round to tell."""
+        preparation = self._preparation
+        if not preparation.config.evaluates(round):
             return None
-        if round == 0 or self._preparation.strategy.has_global_model:
+        if round == 0 or not preparation.clients_evaluate:
             return self._evaluate(outcome.state)
-        return outcome.evaluation
+        workload = preparation.workload
+        sizes = workload.dataset.num_examples
+        return pooled(told, workload.scores, sizes, preparation.config.partition.clients)
 
     def _evaluate(self, state: ServerState) -> FederatedEvaluation:
         workload = self._preparation.workload
         self._parameters.load(state.weights)
         model = self._parameters.model
         test = workload.evaluate(model, "test")
+        validation = workload.evaluate(model, "validation")
+        if test.per_class_accuracy is None:
+            return FederatedEvaluation(validation, test, None)
         counts = self._preparation.partition.class_counts
         expected = expected_accuracies(test.per_class_accuracy, counts).tolist()
         # A client that tells nobody what it holds has no mix to be judged on.
-        told = counts.sum(axis=1) > 0
-        return FederatedEvaluation(
-            validation=workload.evaluate(model, "validation"),
-            test=test,
-            client_accuracy=[a if known else None for a, known in zip(expected, told, strict=True)],
-        )
+        known = counts.sum(axis=1) > 0
+        own = [a if told else None for a, told in zip(expected, known, strict=True)]
+        return FederatedEvaluation(validation, test, own)
 
 
 def _after(before: Checkpoint, state: ServerState, received: Sequence[Received]) -> Checkpoint:
@@ -518,8 +561,8 @@ def _discarded(item: Received, why: str) -> Received:
     return Received(None, record)
 
 
-def _worst(client_accuracy: list[float | None]) -> float | None:
-    return min((accuracy for accuracy in client_accuracy if accuracy is not None), default=None)
+def _worst(client_scores: list[float | None] | None) -> float | None:
+    return min((score for score in client_scores or () if score is not None), default=None)
 
 
 class EarlyReplies:

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from core.errors import QuorumError, RunError
 from core.installation import describe_installation, differences
 from core.wire import ArraySpec, Record, RecordSpec
+from data.dataset import image_dataset
 from data.own import DataForm
 from data.partition import Partition
 from server.preparation import Preparation
@@ -195,7 +196,9 @@ class Nodes:
     def _question(self, node_id: int) -> Message:
         settings = {}
         if self._preparation.has_own_data:
-            settings["federation"] = DataForm.of(self._preparation.workload.dataset).to_text()
+            settings["federation"] = DataForm.of(
+                image_dataset(self._preparation.workload.dataset)
+            ).to_text()
         content = to_flower(Record(settings=settings))
         return Message(content, dst_node_id=node_id, message_type="query")
 
@@ -211,7 +214,7 @@ class Nodes:
             raise ValueError(reply.error.reason or f"error code {reply.error.code}")
         preparation = self._preparation
         counts_told = preparation.has_own_data and not preparation.config.hides_counts
-        num_classes = preparation.workload.num_classes
+        num_classes = len(preparation.workload.dataset.class_names)
         arrays = {"class_counts": ArraySpec((num_classes,), "int64")} if counts_told else {}
         longest = "x" * _LONGEST_SETTING
         form = RecordSpec(
@@ -319,7 +322,7 @@ def own_partition(preparation: Preparation, members: Mapping[int, Member]) -> Pa
     The training split that it deals is the concatenation of what clients hold, by partition id;
     nobody has it whole. Where counts are hidden, all are 0.
     """
-    hidden = (0,) * preparation.workload.num_classes
+    hidden = (0,) * len(preparation.workload.dataset.class_names)
     counts = [
         members[k].class_counts or hidden for k in range(preparation.config.partition.clients)
     ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from core.scores import ACCURACY
 from core.wire import RecordSpec, Setting
 from privacy.plan import PrivacyPlan
 from server.cohort import draw_cohort
 from server.preparation import Preparation
 from strategies.base import ClientShape, Strategy
+from strategies.told import told_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,29 @@ def request_spec(
     return RecordSpec(arrays, (), request_settings(round, 0, 0, plan))
 
 
-def reply_spec(strategy: Strategy, client: ClientShape, round: int) -> RecordSpec:
-    """Form of the reply a client sends in `round`."""
+def reply_spec(preparation: Preparation, client: ClientShape, round: int) -> RecordSpec:
+    """Form of the reply a client sends in `round`.
+
+    It is the strategy's, with what the workload measures and, where clients judge their own models,
+    what they tell of them.
+    """
+    strategy, workload = preparation.strategy, preparation.workload
     spec = strategy.reply_spec(client, round)
-    return RecordSpec(spec.arrays, strategy.sent_metrics(spec.metrics), {"round": round})
+    arrays = dict(spec.arrays)
+    metrics = (*spec.metrics, *workload.measures(client.partition_id))
+    if preparation.clients_evaluate and preparation.config.evaluates(round):
+        told = told_form(preparation)
+        arrays |= told.arrays
+        metrics = (*metrics, *told.metrics)
+    return RecordSpec(arrays, strategy.sent_metrics(metrics), {"round": round})
+
+
+def told_form(preparation: Preparation) -> RecordSpec:
+    """Form of what clients tell of their own models in evaluated rounds, where they do."""
+    workload = preparation.workload
+    has_classes = ACCURACY in workload.scores
+    num_classes = len(workload.dataset.class_names) if has_classes else 0
+    return told_spec(workload.scores, num_classes)
 
 
 def predict_bytes(preparation: Preparation) -> PredictedBytes:
@@ -82,7 +103,7 @@ def predict_bytes(preparation: Preparation) -> PredictedBytes:
         key = (client, config.evaluates(number))
         if key not in sizes:
             request = request_spec(strategy, shapes[client], number, plan)
-            reply = reply_spec(strategy, shapes[client], number)
+            reply = reply_spec(preparation, shapes[client], number)
             sizes[key] = (request.num_bytes(), reply.num_bytes())
         return sizes[key]
 

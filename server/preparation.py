@@ -14,20 +14,24 @@ from torch import nn
 
 from core.config import RunConfig, Scalar
 from core.device import check_precision, resolve_device
-from core.errors import ConfigError
+from core.errors import ConfigError, Problem
+from core.groups import ParameterGroups
 from core.parameters import NamedTensors, trainable_names, weights_of
+from core.wire import Array
+from core.workload import Dataset, Workload
 from data.canaries import Canaries, deal_canaries
-from data.dataset import ImageDataset
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
+from pairing.configuration import parse_config
+from pairing.exchange import clients_evaluate, received_form, sent_form
 from privacy.ledger import refuse_other_deal
 from privacy.plan import PrivacyPlan
 from server.privacy_plan import plan_privacy
 from server.sinks import missing_sinks
-from strategies.base import ClientShape, ModelForm, ServerState, Strategy, model_seed
+from strategies.base import ClientShape, ServerState, Strategy, model_seed
 from strategies.private import refuse_large_delta, refuse_unfit_model
-from strategies.table import build_strategy, parse_config
-from workloads.vision import ImageClassification, open_workload
+from strategies.table import build_strategy
+from workloads.table import open_workload
 
 OWN_DATA = "clients' own images"
 """What a folder of ledgers is bound to whose clients bring their own: each ledger is a key's."""
@@ -53,7 +57,7 @@ class Preparation:
 
     config: RunConfig
     strategy: Strategy
-    workload: ImageClassification
+    workload: Workload
     partition: Partition
     model: nn.Module
     initial_weights: NamedTensors
@@ -65,15 +69,51 @@ class Preparation:
 
     def client_shapes(self) -> list[ClientShape]:
         """Every client by partition id."""
-        form = ModelForm.of(self.model)
-        return [
-            ClientShape(partition_id, tuple(counts), form, self.workload.input_shape)
-            for partition_id, counts in enumerate(self.partition.class_counts.tolist())
-        ]
+        workload, form = self.workload, received_form(self.workload, self.model)
+        sent = {name for name in self.model.state_dict() if name in form.weights}
+        shapes = []
+        for partition_id, counts in enumerate(self.partition.class_counts.tolist()):
+            trains_all = all(workload.is_trained(name, partition_id) for name in sent)
+            shapes.append(
+                ClientShape(
+                    partition_id,
+                    tuple(counts),
+                    form,
+                    tuple(getattr(workload, "input_shape", ())),
+                    form if trains_all else sent_form(workload, self.model, partition_id),
+                    workload.num_training_examples(sum(counts)),
+                )
+            )
+        return shapes
+
+    def owners(self) -> dict[str, int]:
+        """How many clients train an entry, of those that not all train."""
+        forms = [shape.trained for shape in self.client_shapes()]
+        whole = received_form(self.workload, self.model).weights
+        if all(len(form.weights) == len(whole) for form in forms):
+            return {}
+        counts = {name: sum(name in form.weights for form in forms) for name in whole}
+        return {name: count for name, count in counts.items() if count < len(forms)}
+
+    def broadcast(self, state: ServerState) -> dict[str, Array]:
+        """What every client receives: the strategy's arrays, but for what is not shared."""
+        arrays, groups = self.strategy.broadcast(state), self.groups
+        return {name: array for name, array in arrays.items() if groups.is_shared(name)}
+
+    @property
+    def groups(self) -> ParameterGroups:
+        """What of the model is shared, personal and frozen."""
+        return self.workload.groups(self.model)
+
+    @property
+    def clients_evaluate(self) -> bool:
+        """Whether the models that count are with the clients, so that only they can judge them."""
+        return clients_evaluate(self.strategy, self.workload, self.groups)
 
     def initial_state(self) -> ServerState:
         """What the server holds before the first round."""
-        slots = self.strategy.initial_slots(self.initial_weights, trainable_names(self.model))
+        trainable = received_form(self.workload, self.model).trainable
+        slots = self.strategy.initial_slots(self.initial_weights, trainable)
         return ServerState(self.initial_weights, slots)
 
     @property
@@ -128,7 +168,8 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     model = workload.build_model(model_seed(config))
     strategy = build_strategy(config)
     strategy.check_model(model)
-    refuse_unfit_model(config, model, workload.input_shape)
+    refuse_unfit_model(config, model, workload)
+    _refuse_unfit_groups(strategy, workload, model)
     if config.partition.scheme == "own":
         partition = _nobody_yet(workload.dataset, config.partition.clients)
     else:
@@ -144,7 +185,7 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     return Preparation(
         config=config,
         strategy=strategy,
-        workload=dataclasses.replace(workload, dataset=dealt.dataset),
+        workload=workload.with_dataset(dealt.dataset),
         partition=dealt.partition,
         model=model,
         initial_weights=weights_of(model),
@@ -156,7 +197,29 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     )
 
 
-def _nobody_yet(dataset: ImageDataset, num_clients: int) -> Partition:
+def _refuse_unfit_groups(strategy: Strategy, workload: Workload, model: nn.Module) -> None:
+    """Refuse groups that leave nothing to train together, or an evaluation that would leak.
+
+    Raises:
+        ConfigError: With the way out.
+    """
+    config, groups = workload.config, workload.groups(model)
+    if not any(map(groups.is_shared, trainable_names(model))):
+        key = "personal" if config.groups.personal else "frozen"
+        rule = (
+            "leaves no shared parameter that local steps train; leave some out, or take "
+            "strategy=local, where nothing is shared"
+        )
+        raise ConfigError([Problem(f"groups.{key}", getattr(config.groups, key), rule)])
+    if config.privacy.is_private and clients_evaluate(strategy, workload, groups):
+        rule = (
+            "has clients judge models of their own, and what they tell of them nothing would "
+            "noise; leave it out, or keep only parts personal that an evaluation does not read"
+        )
+        raise ConfigError([Problem("groups.personal", config.groups.personal, rule)])
+
+
+def _nobody_yet(dataset: Dataset, num_clients: int) -> Partition:
     """A partition of which nothing is known but how many clients it has."""
     return Partition(
         scheme={"scheme": "own"},
@@ -165,7 +228,7 @@ def _nobody_yet(dataset: ImageDataset, num_clients: int) -> Partition:
         seed=0,
         failed_attempts=(),
         clients=tuple(np.zeros(0, np.int64) for _ in range(num_clients)),
-        class_counts=np.zeros((num_clients, dataset.num_classes), np.int64),
+        class_counts=np.zeros((num_clients, len(dataset.class_names)), np.int64),
     )
 
 
@@ -185,5 +248,5 @@ def _privacy(config: RunConfig, sizes: list[int]) -> PrivacyPlan | None:
 
 
 def forget_preparation() -> None:
-    """Let the last preparation go; loaded data stays until `workloads.vision.forget_data`."""
+    """Let the last preparation go; loaded data stays until `workloads.table.forget_data`."""
     _prepare.cache_clear()

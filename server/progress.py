@@ -7,6 +7,7 @@ from typing import Protocol
 
 from core.errors import RecordError
 from core.records import ClientRecord, RoundRecord, RunFolder
+from core.scores import ACCURACY, Score, scores_from_json
 
 
 class Progress(Protocol):
@@ -69,7 +70,8 @@ class PlainProgress:
 
     def round_ended(self, record: RoundRecord) -> None:
         """One line with the figures of the round."""
-        print(round_line(record, self._rounds, epsilon_told(record, self._folder)), flush=True)
+        told = epsilon_told(record, self._folder)
+        print(round_line(record, self._rounds, told, primary_score(self._folder)), flush=True)
 
     def run_ended(self, status: str) -> None:
         """Say how it ended."""
@@ -99,6 +101,14 @@ def failure_line(client: ClientRecord) -> str:
     return f"  client {client.partition_id} {client.outcome}: {client.failure.splitlines()[0]}"
 
 
+def primary_score(folder: Path) -> Score:
+    """What the run in `folder` is judged by."""
+    try:
+        return scores_from_json(RunFolder(folder).read_json("run").get("scores"))[0]
+    except RecordError:
+        return ACCURACY
+
+
 def epsilon_told(record: RoundRecord, folder: Path) -> str:
     """What a private run has cost so far, such as ``epsilon 1.23 of 4``; empty for any other."""
     try:
@@ -114,25 +124,25 @@ def epsilon_told(record: RoundRecord, folder: Path) -> str:
     return f"epsilon {epsilon:.4g}" + (f" of {budget:g}" if budget is not None else "")
 
 
-def round_line(record: RoundRecord, rounds: int, privacy: str = "") -> str:
+def round_line(record: RoundRecord, rounds: int, privacy: str = "", score: Score = ACCURACY) -> str:
     """A round in one line.
 
     Args:
         record: What happened.
         rounds: Rounds in all.
         privacy: What a private run has cost so far; empty for any other.
+        score: What the workload is judged by.
 
-    >>> record = RoundRecord(round=2, validation=None, test=None, client_accuracy=None,
-    ...     worst_client_accuracy=None, bytes_down=10, bytes_up=20, clients=[], server={},
+    >>> record = RoundRecord(round=2, validation=None, test=None, client_scores=None,
+    ...     worst_client_score=None, bytes_down=10, bytes_up=20, clients=[], server={},
     ...     seconds={"wall": 1.5, "elapsed": 3.0})
     >>> round_line(record, 5)
     'round 2/5  not evaluated  up 20 B  down 10 B  1.5 s'
     """
     width = len(str(rounds))
+    splits = ((f"test {score.label}", record.test), ("validation", record.validation))
     told = [
-        f"{title} {judged.accuracy:6.2%}"
-        for title, judged in (("test accuracy", record.test), ("validation", record.validation))
-        if judged is not None
+        f"{title} {score.text(judged.primary):>6}" for title, judged in splits if judged is not None
     ]
     judged = "  ".join([*(told or ["not evaluated"]), *([privacy] if privacy else [])])
     return (

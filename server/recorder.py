@@ -27,8 +27,10 @@ from core.records import (
     refuse_unknown_schema,
     write_whole,
 )
-from data.dataset import ImageDataset
+from core.scores import scores_to_json
+from data.dataset import ImageDataset, image_dataset
 from data.partition import Partition
+from pairing.configuration import config_keys
 from privacy.ledger import SEEDED, bind_ledgers, ledger_folder, ledger_run
 from privacy.noise import noise_source
 from privacy.statement import statement_of
@@ -40,7 +42,6 @@ from server.sinks import Sink, open_sinks
 from server.spending import NO_LEDGER, Spending, read_spending
 from server.transcript import Transcript
 from strategies.base import Mosaic
-from strategies.table import config_keys
 
 CHECKPOINTS_KEPT = 2
 _ALWAYS_TOLD = {"strategy", "seed", "engine.client-threads", "engine.server-threads"}
@@ -355,7 +356,7 @@ class Recorder:
                 images_alone(mosaic)
                 if preparation.has_own_data
                 else with_nearest_images(
-                    mosaic, preparation.workload.dataset, preparation.partition
+                    mosaic, image_dataset(preparation.workload.dataset), preparation.partition
                 )
             )
             write_whole(self.folder.tesserae(record.round), save(tensors))
@@ -401,6 +402,7 @@ class Recorder:
             "identity": self._identity,
             "data_sha256": self._data_sha256,
             "class_names": list(self._preparation.workload.dataset.class_names),
+            "scores": scores_to_json(self._preparation.workload.scores),
             "started": self._started,
             "ended": _now() if end else None,
             "rounds_done": self._rounds_done,

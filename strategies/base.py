@@ -38,7 +38,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,55 +46,26 @@ from torch import nn
 
 from core.config import RunConfig
 from core.errors import Problem
-from core.examples import Examples
-from core.parameters import NamedTensors, ParameterVector, trainable_names
+from core.examples import ExampleSet
+from core.groups import EntryWeights
+from core.parameters import NamedTensors, ParameterVector, trainable_names, weights_of
 from core.records import EvaluationRecord
 from core.seeds import derive_seed
 from core.wire import Array, ArraySpec, Metric, Record, RecordSpec
+from core.workload import Objective, Offer, Workload
 from privacy.mechanism import GaussianSums
 from privacy.statement import ImagesSent
 
-Split = Literal["validation", "test"]
 ClientHalf = Literal["gradient-steps", "matching", "own"]
 ServerHalf = Literal["sum", "own"]
 
 
-class Workload(Protocol):
-    """What a strategy needs of the workload; `workloads.vision` is one."""
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes (C)."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-
-    def build_model(self, seed: int) -> nn.Module:
-        """A freshly initialised model on the workload's device."""
-
-    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Loss of each example, shape (B,)."""
-
-    def evaluate(self, model: nn.Module, split: Split) -> EvaluationRecord:
-        """How well the model does on a split."""
-
-    def training_examples(self) -> Examples:
-        """The whole training split; only what is central by nature may ask for it."""
-
-    def to_pixels(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Network input to uint8 pixels."""
-
-    def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels to network input."""
-
-
 @dataclass(frozen=True, slots=True)
 class ModelForm:
-    """The form of the model that is trained.
+    """The form of the model that is trained, or of a part of it.
 
     Attributes:
-        weights: Of every entry of the state dict, in its order.
+        weights: Of every entry of the state dict that is shared, in its order.
         trainable: Names of the entries that gradients reach; the others are buffers, such as
             BatchNorm's statistics, or parameters that are held fixed.
     """
@@ -103,9 +74,10 @@ class ModelForm:
     trainable: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module) -> ModelForm:
-        """The form of `model`."""
-        return cls(spec_of(model.state_dict()), trainable_names(model))
+    def of(cls, model: nn.Module, chosen: Callable[[str], bool] = lambda entry: True) -> ModelForm:
+        """The form of the `chosen` entries of `model`."""
+        weights = {name: spec for name, spec in spec_of(model.state_dict()).items() if chosen(name)}
+        return cls(weights, tuple(name for name in trainable_names(model) if name in weights))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +86,34 @@ class ClientShape:
 
     Attributes:
         partition_id: Which share of the data it holds.
-        class_counts: Images of each class, shape (C,).
-        model: Form of the model.
-        input_shape: Channels, height, width.
+        class_counts: Examples of each class, shape (C,).
+        model: Form of what clients receive of the model.
+        input_shape: Channels, height, width; empty where examples are no images.
+        sent: Form of what this client sends of it; None for all that it receives.
+        num_stepped: Examples that a local epoch visits; None for all that the client holds.
     """
 
     partition_id: int
     class_counts: tuple[int, ...]
     model: ModelForm
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
+    sent: ModelForm | None = None
+    num_stepped: int | None = None
 
     @property
     def num_examples(self) -> int:
-        """Images the client holds (n_k)."""
+        """Examples the client holds (n_k)."""
         return sum(self.class_counts)
+
+    @property
+    def trained(self) -> ModelForm:
+        """Form of the entries that this client trains and sends."""
+        return self.model if self.sent is None else self.sent
+
+    @property
+    def num_training_examples(self) -> int:
+        """Examples that a local epoch visits."""
+        return self.num_examples if self.num_stepped is None else self.num_stepped
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,33 +128,48 @@ class ClientTask:
         received: What the server sent.
         examples: The client's own data.
         state: What this client's last acknowledged update kept; None at first.
-        parameters: A model of the right form to work in; its weights are left over from other
-            work, load some before use.
-        workload: The objective.
+        parameters: The shared parameters of a model of the right form to work in; its weights are
+            left over from other work, load some before use.
+        workload: What is trained.
+        objective: What to minimise on the examples, in that model.
         device: Where to compute.
         count_step: Called once per inner step, for progress.
         mechanism: What samples and noises in this update; None where nothing does. Passed on to the
             loop that it concerns.
+        personal: Parameters of the same model that the client keeps to itself, holding the client's
+            own values; None where there are none.
+        sent: As in `ClientShape`.
     """
 
     round: int
     partition_id: int
     seed: int
     received: Record
-    examples: Examples
+    examples: ExampleSet
     state: NamedTensors | None
     parameters: ParameterVector
     workload: Workload
+    objective: Objective
     device: torch.device
     count_step: Callable[[], None]
     mechanism: GaussianSums | None = None
+    personal: ParameterVector | None = None
+    sent: ModelForm | None = None
+
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the entries that the client sends of its model, on the CPU."""
+        weights = weights_of(self.parameters.model)
+        if self.sent is None:
+            return weights
+        return {name: weights[name] for name in self.sent.weights}
 
 
 @dataclass(frozen=True, slots=True)
 class ClientUpdate:
     """What a client sends, and what it keeps once the server has acknowledged the reply.
 
-    The client app adds ``train_s``, the seconds the update took, to the metrics. Where the run
+    The client app adds ``train_s``, the seconds the update took, to the metrics, and what the
+    objective measured. Where the run
     hides counts, it takes away all that are not among `Strategy.public_metrics`.
     """
 
@@ -179,10 +180,17 @@ class ClientUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A validated reply, as the server half sees it."""
+    """A validated reply, as the server half sees it.
+
+    Attributes:
+        partition_id: Who sent it.
+        record: What it holds.
+        weights: What its entries weigh in an average by examples; None for ``num_examples`` alike.
+    """
 
     partition_id: int
     record: Record
+    weights: EntryWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +208,11 @@ class ServerState:
 
 @dataclass(frozen=True, slots=True)
 class ServerTask:
-    """The server's work in one round; fields as in `ClientTask`."""
+    """The server's work in one round; fields as in `ClientTask`.
+
+    Attributes:
+        owners: How many clients train an entry, where that is not all of them.
+    """
 
     round: int
     seed: int
@@ -208,6 +220,7 @@ class ServerTask:
     workload: Workload
     device: torch.device
     count_step: Callable[[], None]
+    owners: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +245,13 @@ class FederatedEvaluation:
     Attributes:
         validation: Over all clients' models.
         test: Over all clients' models.
-        client_accuracy: By partition id, each client's expected test accuracy on its own label
-            distribution; None for one that did not tell.
+        client_scores: By partition id, each client's expected test accuracy on its own label
+            distribution, or without classes its first score; None for one that did not tell.
     """
 
     validation: EvaluationRecord
     test: EvaluationRecord
-    client_accuracy: list[float | None]
+    client_scores: list[float | None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +283,11 @@ class Strategy(ABC):
         images_sent: Whether images leave clients, for the privacy statement and the report.
         step_name: What an inner step of a client is, for progress.
         asks_clients: False for a method that has no clients.
-        has_global_model: False for a method whose server holds no trained model; its `finish` gives
-            the evaluation.
+        has_global_model: False for a method whose server holds no trained model; clients evaluate
+            theirs.
+        averages_weights: Whether the next model is made of the weights of `ClientTask.sent` alone,
+            entry by entry, so that parts of the model may stay with clients.
+        needs: What it needs of a workload beyond an objective, each with the reason as a clause.
         sends_weights: Whether clients receive the global model each round.
         client_half: What a client's reply is made by: ``gradient-steps``, nothing but steps of
             `strategies.local_sgd` from what it received; ``matching``, nothing but
@@ -286,6 +302,8 @@ class Strategy(ABC):
     step_name: ClassVar[str] = "training"
     asks_clients: ClassVar[bool] = True
     has_global_model: ClassVar[bool] = True
+    averages_weights: ClassVar[bool] = False
+    needs: ClassVar[Mapping[Offer, str]] = {}
     sends_weights: ClassVar[bool] = True
     client_half: ClassVar[ClientHalf] = "own"
     server_half: ClassVar[ServerHalf] = "own"
@@ -361,8 +379,18 @@ class Strategy(ABC):
         return (*public, "snr") if self.config.privacy.is_example_level else public
 
     def weight_of(self, reply: Reply) -> int:
-        """What a reply weighs in an average: the client's examples (n_k), or 1."""
-        return 1 if self.config.weighs_equally else int(reply.record.metrics["num_examples"])
+        """What a reply weighs in an average: the examples it was trained on (n_k), or 1."""
+        if self.config.weighs_equally:
+            return 1
+        if reply.weights is not None:
+            return reply.weights.default
+        return int(reply.record.metrics["num_examples"])
+
+    def group_weights_of(self, reply: Reply) -> Mapping[str, int]:
+        """What groups of a reply's entries weigh instead, by name."""
+        if reply.weights is None or self.config.weighs_equally:
+            return {}
+        return reply.weights.by_group
 
     @abstractmethod
     def begin(self, state: ServerState) -> Any:

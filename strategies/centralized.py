@@ -51,13 +51,19 @@ class Centralized(Strategy):
     def finish(self, state: ServerState, accumulator: None, task: ServerTask) -> RoundOutcome:
         """Train on the whole training split."""
         task.parameters.load(state.weights)
+        objective = task.workload.objective(
+            task.parameters.model,
+            task.workload.training_examples(),
+            seed=task.seed,
+            partition_id=None,
+        )
         loss = train_locally(
             task.parameters,
-            task.workload.training_examples(),
-            task.workload,
+            objective,
             self.config.train,
             seed=task.seed,
             count_step=task.count_step,
         )
         weights = weights_of(task.parameters.model)
-        return RoundOutcome(ServerState(weights, state.slots), {"train_loss": loss})
+        metrics = {"train_loss": loss, **objective.metrics()}
+        return RoundOutcome(ServerState(weights, state.slots), metrics)

@@ -4,12 +4,14 @@ H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Aguera y Arcas, "Communicatio
 Learning of Deep Networks from Decentralized Data", AISTATS 2017, arXiv:1602.05629, Algorithm 1.
 
 ==========  =======================================================================
-client      E epochs of minibatch SGD on its own images, from w_r
-up          every entry of the state dict by its own name, shape and dtype (y_k),
+client      E epochs of minibatch SGD on its own examples, from w_r
+up          every shared entry of the state dict by its own name, shape and dtype (y_k),
             metrics ``num_examples`` (n_k), ``train_loss``
 down        the same entries (w_r)
 server      w_{r+1} = sum_k (n_k / n) y_k, n the sum of n_k over the replies; with
-            ``train.weighting=equal`` each n_k is 1
+            ``train.weighting=equal`` each n_k is 1. A workload may weigh groups of entries
+            otherwise, and a client send a part of them: each entry is averaged over those
+            that sent it
 ==========  =======================================================================
 
 One full-batch local step from equal weights is one step of SGD on the union of the data.
@@ -19,12 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from core.parameters import NamedTensors, weights_of
+from core.groups import EntryWeights
+from core.parameters import NamedTensors
 from core.wire import Array, Record, RecordSpec
 from strategies.base import (
     ClientShape,
@@ -44,33 +48,49 @@ from strategies.local_sgd import Correction, num_steps, train_locally
 Entry = TypeVar("Entry")
 
 
+_NO_GROUPS: Mapping[str, int] = MappingProxyType({})
+
+
 @dataclass(slots=True)
 class WeightedSum:
     """A running sum of replies' arrays and metrics, each times the reply's weight, in float64.
 
     Attributes:
-        weight: Sum of the weights, such as n for examples.
-        arrays: sum_k n_k x_k by name.
-        metrics: Likewise.
+        weight: Sum of the replies' weights, such as n for examples.
+        arrays: sum_k n_k x_k by name, over the replies that hold an array of the name.
+        weights: Sum of those replies' weights by the same names.
+        metrics: Likewise, over all replies.
     """
 
     weight: int = 0
     arrays: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def add(self, record: Record, weight: int) -> None:
-        """Add `weight` times everything in `record`."""
+    def add(self, record: Record, weight: int, groups: Mapping[str, int] = _NO_GROUPS) -> None:
+        """Add everything in `record`, times its weight.
+
+        Args:
+            record: A reply's.
+            weight: Of the reply.
+            groups: Weights of groups of entries that count otherwise, by name.
+        """
+        each = EntryWeights(weight, groups)
         for name, array in record.arrays.items():
+            own = each.of(name.rpartition("/")[2])
+            if own == 0:
+                continue
             if name not in self.arrays:
                 self.arrays[name] = torch.zeros(array.shape, dtype=torch.float64)
-            _add_scaled(self.arrays[name].view(-1), array, weight)
+            _add_scaled(self.arrays[name].view(-1), array, own)
+            self.weights[name] = self.weights.get(name, 0) + own
         for name, value in record.metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + weight * float(value)
         self.weight += weight
 
     def mean(self, name: str) -> torch.Tensor:
         """sum_k (n_k / n) x_k of the array `name`, float64."""
-        return self.arrays[name] / self.weight
+        return self.arrays[name] / self.weights[name]
 
     def mean_metric(self, name: str) -> float:
         """sum_k (n_k / n) x_k of the metric `name`."""
@@ -86,15 +106,20 @@ class WeightedSum:
         """The next weights, in the dtypes of `weights`.
 
         An entry of `steps`, float64, is added to the entry of that name. Every other entry becomes
-        its mean; integers, such as BatchNorm's step counter, are averaged likewise and rounded.
+        its mean, or stays as it is where no reply holds it; integers, such as BatchNorm's step
+        counter, are averaged likewise and rounded.
         """
         after = {}
         for name, old in weights.items():
-            after[name] = new = torch.empty_like(old, memory_format=torch.contiguous_format)
             step = None if steps is None else steps.get(name)
+            if step is None and name not in self.arrays:
+                after[name] = old
+                continue
+            after[name] = new = torch.empty_like(old, memory_format=torch.contiguous_format)
+            total = self.weights.get(name, self.weight)
             sources = (self.arrays[name],) if step is None else (old, step)
             for into, *parts in zip(*(_blocks(t) for t in (new, *sources)), strict=True):
-                value = parts[0] / self.weight if step is None else parts[0].double() + parts[1]
+                value = parts[0] / total if step is None else parts[0].double() + parts[1]
                 into.copy_(value if old.is_floating_point() else value.round())
         return after
 
@@ -118,9 +143,9 @@ def _blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def received_weights(task: ClientTask) -> dict[str, torch.Tensor]:
-    """w_r out of a broadcast, which may hold further arrays of a method."""
-    received = tensors_of(task.received.arrays)
-    return {name: received[name] for name in task.parameters.model.state_dict()}
+    """What is shared of w_r, out of a broadcast that may hold further arrays of a method."""
+    entries = task.parameters.model.state_dict()
+    return tensors_of({n: array for n, array in task.received.arrays.items() if n in entries})
 
 
 def with_updates(
@@ -147,6 +172,7 @@ class FedAvgClient(Strategy):
 
     images_sent = "none"
     client_half = "gradient-steps"
+    averages_weights = True
 
     def correction(self, task: ClientTask) -> Correction | None:
         """What a variant adds to the gradient of each local step; FedAvg adds nothing.
@@ -157,27 +183,27 @@ class FedAvgClient(Strategy):
 
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
         """The weights and two metrics, whatever the client holds."""
-        return RecordSpec(client.model.weights, ("num_examples", "train_loss", "train_s"))
+        return RecordSpec(client.trained.weights, ("num_examples", "train_loss", "train_s"))
 
     def client_steps(self, client: ClientShape) -> int:
         """Minibatches of E epochs."""
-        return num_steps(client.num_examples, self.config)
+        return num_steps(client.num_training_examples, self.config)
 
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """E local epochs from the weights received."""
         task.parameters.load(received_weights(task))
         train_loss = train_locally(
             task.parameters,
-            task.examples,
-            task.workload,
+            task.objective,
             self.config.train,
             seed=task.seed,
+            personal=task.personal,
             mechanism=task.mechanism,
             correction=self.correction(task),
             count_step=task.count_step,
         )
         metrics = {"num_examples": len(task.examples), "train_loss": train_loss}
-        return ClientUpdate(arrays_of(weights_of(task.parameters.model)), metrics)
+        return ClientUpdate(arrays_of(task.trained_weights()), metrics)
 
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """A client counts in proportion to its examples, so it must not invent any."""
@@ -196,7 +222,7 @@ class FedAvg(FedAvgClient):
 
     def add(self, accumulator: WeightedSum, reply: Reply) -> WeightedSum:
         """Add n_k y_k."""
-        accumulator.add(reply.record, self.weight_of(reply))
+        accumulator.add(reply.record, self.weight_of(reply), self.group_weights_of(reply))
         return accumulator
 
     def finish(

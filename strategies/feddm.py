@@ -32,6 +32,7 @@ from torch import nn
 
 from core.config import RunConfig
 from core.errors import Problem
+from core.examples import labelled
 from core.parameters import ParameterVector
 from core.seeds import derive_seed, torch_generator
 from core.wire import Metric
@@ -41,7 +42,7 @@ from distill.weights import WeightDraw, WeightSampling, draws_around
 from models.registry import embedding_of, refuse_batch_norm
 from privacy.mechanism import GaussianSums
 from strategies.base import ClientShape, ClientTask, tensors_of
-from strategies.mosaic import PIXEL_LIMIT, MadeImages, MosaicConfig, MosaicStrategy
+from strategies.mosaic import PIXEL_LIMIT, MadeImages, MosaicConfig, MosaicStrategy, image_workload
 
 NORM_LAYERS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -95,13 +96,14 @@ class FedDM(MosaicStrategy):
         labels = torch.tensor(wanted).to(task.device)
         labels = torch.arange(len(wanted), device=task.device).repeat_interleave(labels)
         if len(labels) == 0:
-            empty = task.examples.inputs[:0]
+            empty = labelled(task.examples).inputs[:0]
             return MadeImages(empty, labels, dict.fromkeys(self.image_metrics, 0.0))
         task.parameters.load(tensors_of(task.received.arrays))
+        examples = labelled(task.examples)
         if task.mechanism is not None:
             return self.noised_images(task, task.mechanism, labels)
         classes = [
-            ClassImages(label, task.examples.inputs[task.examples.labels == label])
+            ClassImages(label, examples.inputs[examples.labels == label])
             for label, count in enumerate(wanted)
             if count
         ]
@@ -127,7 +129,8 @@ class FedDM(MosaicStrategy):
         self, task: ClientTask, mechanism: GaussianSums, labels: torch.Tensor
     ) -> MadeImages:
         """The same from noised sums, which stand for the real images of every class."""
-        shape = (len(labels), *task.workload.input_shape)
+        workload = image_workload(task.workload)
+        shape = (len(labels), *workload.input_shape)
         if self.matching.warm_start and task.state is not None:
             start = task.state["images"].to(task.device)
         else:
@@ -136,11 +139,11 @@ class FedDM(MosaicStrategy):
         matched = match_noised(
             task.parameters,
             embedding_of(task.parameters.model),
-            task.examples,
+            labelled(task.examples),
             start,
             labels,
             self.matching,
-            num_classes=task.workload.num_classes,
+            num_classes=workload.num_classes,
             mechanism=mechanism,
             draw=self.draws(task),
             generator=torch_generator(derive_seed(task.seed, "batches")),

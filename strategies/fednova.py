@@ -31,6 +31,7 @@ import torch
 from core.config import RunConfig, TrainConfig, number
 from core.errors import Problem
 from core.wire import RecordSpec
+from core.workload import Offer
 from strategies.base import (
     ClientShape,
     ClientTask,
@@ -91,6 +92,9 @@ class FedNova(FedAvg):
     client_half = "gradient-steps"
     server_half = "sum"
     public_metrics = ("a_norm",)
+    needs: ClassVar[Mapping[Offer, str]] = {
+        "gradient-steps": "it takes the sum of a client's steps for a mean of gradients"
+    }
 
     @classmethod
     def problems(cls, config: RunConfig) -> Iterable[Problem]:
@@ -111,7 +115,7 @@ class FedNova(FedAvg):
 
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
         """A direction for each trainable entry."""
-        model = client.model
+        model = client.trained
         directions = {name: model.weights[name] for name in model.trainable}
         arrays = with_updates(model.weights, {_DIRECTION: directions})
         return RecordSpec(arrays, ("num_examples", "train_loss", "a_norm", "train_s"))
@@ -119,15 +123,19 @@ class FedNova(FedAvg):
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """E local epochs from the weights received, told as a mean step."""
         update = super().client_update(task)
-        parameters, a_norm = task.parameters, self._a_norm(len(task.examples))
+        parameters, a_norm = task.parameters, self._a_norm(task.objective.num_examples)
         start = parameters.vector(received_weights(task))
         direction = (start - parameters.values) / (self.config.train.learning_rate * a_norm)
-        arrays = with_updates(update.arrays, {_DIRECTION: arrays_of(parameters.named(direction))})
+        named = {n: v for n, v in parameters.named(direction).items() if n in update.arrays}
+        arrays = with_updates(update.arrays, {_DIRECTION: arrays_of(named)})
         return ClientUpdate(arrays, {**update.metrics, "a_norm": a_norm})
 
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """The norm follows from the client's examples, so it must not invent that either."""
-        told, expected = float(reply.record.metrics["a_norm"]), self._a_norm(client.num_examples)
+        told, expected = (
+            float(reply.record.metrics["a_norm"]),
+            self._a_norm(client.num_training_examples),
+        )
         reasons = super().check_reply(reply, client)
         if not math.isclose(told, expected, rel_tol=1e-9):
             steps = self.client_steps(client)
@@ -155,7 +163,7 @@ class FedNova(FedAvg):
         return RoundOutcome(ServerState(weights, state.slots), metrics)
 
     def _a_norm(self, num_examples: int) -> float:
-        """||a_k||_1 of a client with `num_examples`."""
+        """||a_k||_1 of a client whose epochs visit `num_examples`."""
         weight = self.config.section(FedNovaOptions).proximal_weight
         train = self.config.train
         vector = accumulation_vector(num_steps(num_examples, self.config), train, weight)

@@ -90,7 +90,7 @@ class FedOpt(FedAvg):
         steps: dict[str, torch.Tensor] = {}
         slots = dict(state.slots)
         for name, old in state.weights.items():
-            if f"{kinds[0]}/{name}" not in state.slots:
+            if f"{kinds[0]}/{name}" not in state.slots or name not in accumulator.arrays:
                 continue
             own = {kind: state.slots[f"{kind}/{name}"].to(torch.float64) for kind in kinds}
             steps[name], moved = self.step(accumulator.mean(name) - old.to(torch.float64), own)

@@ -2,10 +2,9 @@
 
 ==========  =======================================================================
 client      E epochs of minibatch SGD from its own last weights; the first start from
-            the common initial model. Judges its model when a round is evaluated
-up          no weights; in evaluated rounds ``validation_confusion`` and
-            ``test_confusion`` (C, C) int64, metrics ``validation_loss``, ``test_loss``
-            and ``own_accuracy``; always ``num_examples``, ``train_loss``
+            the common initial model
+up          no weights; metrics ``num_examples``, ``train_loss``, and in evaluated rounds
+            what its model is worth (`strategies.told`)
 down        nothing but the round
 server      accuracy and loss are means over the clients' models; the confusion matrix
             is their sum
@@ -14,21 +13,13 @@ server      accuracy and loss are means over the clients' models; the confusion 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-
-import numpy as np
-
-from core.metrics import evaluation_of, expected_accuracy
 from core.parameters import weights_of
-from core.records import EvaluationRecord
-from core.wire import Array, ArraySpec, Metric, RecordSpec
+from core.wire import RecordSpec
 from strategies.base import (
     ClientShape,
     ClientTask,
     ClientUpdate,
     CollectingStrategy,
-    FederatedEvaluation,
     Reply,
     RoundOutcome,
     ServerState,
@@ -37,8 +28,6 @@ from strategies.base import (
     wrong_count,
 )
 from strategies.local_sgd import num_steps, train_locally
-
-_SPLITS = ("validation", "test")
 
 
 class Local(CollectingStrategy):
@@ -50,15 +39,8 @@ class Local(CollectingStrategy):
     has_global_model = False
 
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
-        """Two metrics; a confusion matrix and a loss for each split in evaluated rounds."""
-        metrics = ("num_examples", "train_loss", "train_s")
-        if not self.config.evaluates(round):
-            return RecordSpec(metrics=metrics)
-        matrix = ArraySpec((len(client.class_counts),) * 2, "int64")
-        return RecordSpec(
-            {f"{split}_confusion": matrix for split in _SPLITS},
-            (*metrics, "own_accuracy", *(f"{split}_loss" for split in _SPLITS)),
-        )
+        """Two metrics."""
+        return RecordSpec(metrics=("num_examples", "train_loss", "train_s"))
 
     def keeps_client_state(self) -> bool:
         """Its own weights."""
@@ -66,7 +48,7 @@ class Local(CollectingStrategy):
 
     def client_steps(self, client: ClientShape) -> int:
         """Minibatches of E epochs."""
-        return num_steps(client.num_examples, self.config)
+        return num_steps(client.num_training_examples, self.config)
 
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """E epochs from the client's own weights, which never leave it."""
@@ -74,67 +56,24 @@ class Local(CollectingStrategy):
         task.parameters.load(initial)
         loss = train_locally(
             task.parameters,
-            task.examples,
-            task.workload,
+            task.objective,
             self.config.train,
             seed=task.seed,
             count_step=task.count_step,
         )
-        arrays: dict[str, Array] = {}
-        metrics: dict[str, Metric] = {"num_examples": len(task.examples), "train_loss": loss}
-        if self.config.evaluates(task.round):
-            model = task.parameters.model
-            validation = task.workload.evaluate(model, "validation")
-            test = task.workload.evaluate(model, "test")
-            counts = np.bincount(task.examples.labels.cpu(), minlength=len(test.confusion))
-            arrays = {
-                "validation_confusion": np.array(validation.confusion, dtype=np.int64),
-                "test_confusion": np.array(test.confusion, dtype=np.int64),
-            }
-            metrics |= {
-                "validation_loss": validation.loss,
-                "test_loss": test.loss,
-                "own_accuracy": expected_accuracy(test.per_class_accuracy, counts.tolist()),
-            }
-        return ClientUpdate(arrays, metrics, weights_of(task.parameters.model))
+        metrics = {"num_examples": len(task.examples), "train_loss": loss}
+        return ClientUpdate({}, metrics, weights_of(task.parameters.model))
 
     def check_reply(self, reply: Reply, client: ClientShape) -> list[str]:
         """Counts must be counts."""
-        own = reply.record.metrics.get("own_accuracy", 0.0)
-        reasons = [f"own_accuracy is {own:g}, expected 0 to 1"] if not 0 <= own <= 1 else []
-        return (
-            wrong_count(reply, client)
-            + reasons
-            + [
-                f"{name} holds {array.min()}, expected counts of at least one image"
-                for name, array in reply.record.arrays.items()
-                if array.min() < 0 or array.sum() < 1
-            ]
-        )
+        return wrong_count(reply, client)
 
     def finish(
         self, state: ServerState, accumulator: list[Reply], task: ServerTask
     ) -> RoundOutcome:
-        """Means over the clients; the server's own model is never trained."""
+        """The mean loss; the server's own model is never trained."""
         if not accumulator:
             return RoundOutcome(state, {})
         replies = sorted(accumulator, key=lambda reply: reply.partition_id)
         losses = [float(reply.record.metrics["train_loss"]) for reply in replies]
-        evaluation = None
-        told = {r.partition_id: float(r.record.metrics.get("own_accuracy", 0)) for r in replies}
-        if self.config.evaluates(task.round):
-            evaluation = FederatedEvaluation(
-                _mean_evaluation(replies, "validation"),
-                _mean_evaluation(replies, "test"),
-                [told.get(k) for k in range(self.config.partition.clients)],
-            )
-        return RoundOutcome(state, {"train_loss": sum(losses) / len(losses)}, None, evaluation)
-
-
-def _mean_evaluation(replies: Sequence[Reply], split: str) -> EvaluationRecord:
-    """The mean over clients' models; every client judged the same images."""
-    matrices = [reply.record.arrays[f"{split}_confusion"].astype(np.int64) for reply in replies]
-    losses = [float(reply.record.metrics[f"{split}_loss"]) for reply in replies]
-    pooled = evaluation_of(sum(matrices, np.zeros_like(matrices[0])), sum(losses) / len(losses))
-    scores = [evaluation_of(matrix, 0.0).macro_f1 for matrix in matrices]
-    return dataclasses.replace(pooled, macro_f1=sum(scores) / len(scores))
+        return RoundOutcome(state, {"train_loss": sum(losses) / len(losses)})

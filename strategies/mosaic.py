@@ -12,16 +12,17 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 
 from core.config import choice, flag, number
-from core.examples import Examples
+from core.examples import Examples, labelled
 from core.parameters import NamedTensors, project_onto_ball_, sgd_step_, weights_of
 from core.seeds import torch_generator
 from core.wire import Array, ArraySpec, Metric, RecordSpec
+from core.workload import ImageWorkload, Offer, Workload
 from strategies.base import (
     ClientShape,
     ClientTask,
@@ -32,7 +33,6 @@ from strategies.base import (
     RoundOutcome,
     ServerState,
     ServerTask,
-    Workload,
 )
 
 PIXEL_LIMIT = 100.0
@@ -173,23 +173,31 @@ def class_counts(examples: Examples, num_classes: int) -> list[int]:
     return counts
 
 
-def encode(images: torch.Tensor, dtype: str, workload: Workload) -> Array:
+def encode(images: torch.Tensor, dtype: str, workload: ImageWorkload) -> Array:
     """Network input as it travels: float32, float16, or uint8 pixels."""
     if dtype == "uint8":
         return workload.to_pixels(images).cpu().numpy()
     return images.detach().cpu().numpy().astype(dtype)
 
 
-def decode(array: Array, workload: Workload) -> torch.Tensor:
+def decode(array: Array, workload: ImageWorkload) -> torch.Tensor:
     """Back to float32 network input, on the CPU."""
     if array.dtype == np.uint8:
         return workload.from_pixels(torch.from_numpy(np.array(array)))
     return torch.from_numpy(array.astype(np.float32))
 
 
+def image_workload(workload: Workload) -> ImageWorkload:
+    """A workload that offers ``image-loss``, which `pairing.fit` has checked."""
+    return cast(ImageWorkload, workload)
+
+
 class MosaicStrategy(CollectingStrategy):
     """A method whose clients send labelled images and whose server trains on their union."""
 
+    needs: ClassVar[Mapping[Offer, str]] = {
+        "image-loss": "its server trains on labelled images that clients send, and on nothing else"
+    }
     sections: ClassVar[Mapping[str, type]] = {"mosaic": MosaicConfig}
     image_metrics: ClassVar[tuple[str, ...]] = ()
 
@@ -234,10 +242,11 @@ class MosaicStrategy(CollectingStrategy):
 
     def client_update(self, task: ClientTask) -> ClientUpdate:
         """Choose how many images of each class, make them, encode them."""
-        counts = class_counts(task.examples, task.workload.num_classes)
+        workload = image_workload(task.workload)
+        counts = class_counts(labelled(task.examples), workload.num_classes)
         made = self.images(task, self.wanted(counts))
         arrays: dict[str, Array] = {
-            "images": encode(made.images, self.mosaic.image_dtype, task.workload),
+            "images": encode(made.images, self.mosaic.image_dtype, workload),
             "labels": made.labels.cpu().numpy(),
         }
         if self.mosaic.weighting == "counts":
@@ -282,7 +291,8 @@ class MosaicStrategy(CollectingStrategy):
         """Train from w_r on the union of the sets; without a set the model stays as it was."""
         if not accumulator:
             return RoundOutcome(state, {})
-        sets = [self.received_set(reply, task.workload) for reply in accumulator]
+        workload = image_workload(task.workload)
+        sets = [self.received_set(reply, workload) for reply in accumulator]
         shares: dict[str, float] = {}
         if self.mosaic.max_client_share < 1:
             sets, shares["max_client_share"] = cap_sets(sets, self.mosaic.max_client_share)
@@ -293,11 +303,11 @@ class MosaicStrategy(CollectingStrategy):
         metrics = train_on_mosaic(task, inputs, labels, weights, self.mosaic)
         sizes = torch.tensor([len(s.labels) for s in sets])
         senders = torch.tensor([s.partition_id for s in sets]).repeat_interleave(sizes)
-        mosaic = Mosaic(task.workload.to_pixels(inputs), labels, senders)
+        mosaic = Mosaic(workload.to_pixels(inputs), labels, senders)
         trained = ServerState(weights_of(task.parameters.model), state.slots)
         return RoundOutcome(trained, {**metrics, **shares}, mosaic)
 
-    def received_set(self, reply: Reply, workload: Workload) -> ReceivedSet:
+    def received_set(self, reply: Reply, workload: ImageWorkload) -> ReceivedSet:
         """Decode one reply."""
         arrays = reply.record.arrays
         labels = torch.from_numpy(arrays["labels"].astype(np.int64))
@@ -340,8 +350,8 @@ def train_on_mosaic(
         ``num_images``; ``displacement``, the distance ||w - w_r|| at the end; ``ball_bound``, the
         share of steps after which the ball bound; ``train_loss``, the mean loss of the last epoch.
     """
-    parameters = task.parameters
-    model = parameters.model.train()
+    parameters, workload = task.parameters, image_workload(task.workload)
+    model = parameters.train()
     inputs, labels = inputs.to(task.device), labels.to(task.device)
     weights = (weights / weights.mean()).to(task.device)
     centre = parameters.values.clone()
@@ -356,7 +366,7 @@ def train_on_mosaic(
         order = torch.randperm(len(labels), generator=shuffler).to(task.device)
         for batch in order.split(config.batch_size):
             parameters.zero_gradient()
-            losses = task.workload.loss(model, inputs[batch], labels[batch]) * weights[batch]
+            losses = workload.loss(model, inputs[batch], labels[batch]) * weights[batch]
             losses.mean().backward()
             sgd_step_(
                 parameters.values,

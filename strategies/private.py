@@ -18,10 +18,11 @@ from core.config import PrivacyConfig, RunConfig
 from core.errors import ConfigError, Problem
 from core.parameters import trainable_names
 from core.seeds import torch_generator
+from core.workload import Workload
 from distill.matching import MatchingConfig
 from models.registry import refuse_batch_norm
 from strategies.base import Strategy
-from strategies.mosaic import MosaicConfig
+from strategies.mosaic import MosaicConfig, image_workload
 from strategies.scaffold import ScaffoldOptions
 
 _FIT = {
@@ -205,15 +206,13 @@ def _of_matching(config: RunConfig) -> Iterable[Problem]:
         yield Problem("feddm.short-classes", matching.short_classes, rule)
 
 
-def refuse_unfit_model(
-    config: RunConfig, model: nn.Module, input_shape: tuple[int, int, int]
-) -> None:
+def refuse_unfit_model(config: RunConfig, model: nn.Module, workload: Workload) -> None:
     """Refuse a model that mixes examples, or has parts that are sent and not noised.
 
     Args:
         config: The run.
         model: Left as it was.
-        input_shape: Channels, height, width of its images.
+        workload: What is trained.
 
     Raises:
         ConfigError: Names the layer and the way out.
@@ -223,17 +222,27 @@ def refuse_unfit_model(
         return
     refuse_batch_norm(
         model,
-        f"privacy.mechanism={privacy.mechanism} needs every example to go through the model alone",
+        f"privacy.mechanism={privacy.mechanism} noises no running statistics, and needs every "
+        "example to go through the model alone",
     )
-    kept = [name for name in model.state_dict() if name not in set(trainable_names(model))]
+    if privacy.mechanism == "client":
+        # All that is sent is noised as one vector, whatever moved it, but a buffer's bounds would
+        # not survive noise.
+        kept = [name for name, _ in model.named_buffers() if name in model.state_dict()]
+        unnoised = "which noise would spoil"
+    else:
+        shared, trained = workload.groups(model).is_shared, set(trainable_names(model))
+        kept = [name for name in model.state_dict() if name not in trained and shared(name)]
+        unnoised = "which nothing would noise"
     if kept and privacy.mechanism in ("dp-sgd", "client"):
         rule = (
             f"{type(model).__name__} has entries that are sent and not trained by gradients "
-            f"({', '.join(kept[:3])}), which nothing would noise; use layers without buffers, such "
-            "as torch.nn.GroupNorm"
+            f"({', '.join(kept[:3])}), {unnoised}; use layers without buffers, such as "
+            "torch.nn.GroupNorm"
         )
         raise ConfigError([Problem("model.name", "", rule)])
-    _refuse_coupling(model, input_shape, training=privacy.mechanism == "dp-sgd")
+    if privacy.is_example_level:
+        _refuse_coupling(model, workload, training=privacy.mechanism == "dp-sgd")
     if privacy.mechanism == "dp-sgd":
         from privacy.dp_optimizer import unfit_layers  # imports Opacus
 
@@ -243,33 +252,48 @@ def refuse_unfit_model(
 
 
 @torch.no_grad()
-def _refuse_coupling(
-    model: nn.Module, input_shape: tuple[int, int, int], *, training: bool
-) -> None:
-    """Refuse a model in which what becomes of an image depends on the images beside it.
+def _refuse_coupling(model: nn.Module, workload: Workload, *, training: bool) -> None:
+    """Refuse a model in which what becomes of an example depends on the examples beside it.
 
-    Tried on three images; layers that draw, such as dropout, are set aside.
+    Tried on three; layers that draw, such as dropout, are set aside.
     """
     modes = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
-    generator = torch_generator(0)
-    images = torch.randn((3, *input_shape), generator=generator).to(device)
     model.train(training)
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.eval()
+    on_images = hasattr(workload, "input_shape")
+    run = (_on_noise if on_images else _on_own)(model, workload)
     try:
-        together, alone = model(images), model(images[:1])
+        together, alone = run(3), run(1)
     finally:
         for module, mode in modes.items():
             module.training = mode
     if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4):
         rule = (
-            f"{type(model).__name__} gives an image other logits beside other images, so that one "
-            "example changes the part of others and no clip bounds what it does; use layers that "
-            "look at each image alone, such as torch.nn.GroupNorm"
+            f"{type(model).__name__} gives an example another result beside other examples, so "
+            "that one example changes the part of others and no clip bounds what it does; use "
+            "layers that look at each example alone, such as torch.nn.GroupNorm"
         )
         raise ConfigError([Problem("model.name", "", rule)])
+
+
+_Run = Callable[[int], torch.Tensor]
+"""From a number of examples to what becomes of each."""
+
+
+def _on_noise(model: nn.Module, workload: Workload) -> _Run:
+    """Logits of images of noise."""
+    device, shape = next(model.parameters()).device, image_workload(workload).input_shape
+    images = torch.randn((3, *shape), generator=torch_generator(0)).to(device)
+    return lambda count: model(images[:count])
+
+
+def _on_own(model: nn.Module, workload: Workload) -> _Run:
+    """Losses of the first training examples."""
+    examples = workload.examples(torch.arange(3))
+    objective = workload.objective(model, examples, seed=0, partition_id=0)
+    return lambda count: objective.losses(torch.arange(count, device=objective.device))
 
 
 def refuse_large_delta(privacy: PrivacyConfig, num_examples: Iterable[int]) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 
+from core.examples import labelled
 from core.seeds import torch_generator
 from strategies.base import ClientTask
 from strategies.mosaic import MadeImages, MosaicStrategy
@@ -30,11 +31,11 @@ class RealImages(MosaicStrategy):
 
     def images(self, task: ClientTask, wanted: list[int]) -> MadeImages:
         """A fresh draw without replacement from each class."""
-        generator = torch_generator(task.seed)
+        generator, examples = torch_generator(task.seed), labelled(task.examples)
         picked = []
         for label, count in enumerate(wanted):
-            members = torch.nonzero(task.examples.labels == label).flatten()
+            members = torch.nonzero(examples.labels == label).flatten()
             order = torch.randperm(len(members), generator=generator)[:count]
             picked.append(members[order.to(members.device)])
         chosen = torch.cat(picked)
-        return MadeImages(task.examples.inputs[chosen], task.examples.labels[chosen])
+        return MadeImages(examples.inputs[chosen], examples.labels[chosen])

@@ -9,7 +9,8 @@ other attack. `strategies.trimmed_mean` and `strategies.median` cut coordinates,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import torch
 
 from core.config import RunConfig
 from core.wire import Array
+from core.workload import Offer
 from strategies.base import CollectingStrategy, Reply, RoundOutcome, ServerState, ServerTask
 from strategies.fedavg import FedAvgClient, WeightedSum
 
@@ -25,6 +27,10 @@ _VALUES_AT_ONCE = 2**22
 
 class RobustAverage(CollectingStrategy, FedAvgClient):
     """FedAvg's clients under a server that says which replies and which values it averages."""
+
+    needs: ClassVar[Mapping[Offer, str]] = {
+        "equal-forms": "it compares clients' replies with one another, entry by entry"
+    }
 
     @abstractmethod
     def averaged(self, replies: Sequence[Reply]) -> tuple[Sequence[Reply], int]:
@@ -53,7 +59,7 @@ class RobustAverage(CollectingStrategy, FedAvgClient):
             why = f"{len(replies)} replies are too few for {self.name} to defend the model"
             return RoundOutcome(state, {"num_averaged": 0}, discarded=why if replies else None)
         means = WeightedSum(weight=1)
-        for name in state.weights:
+        for name in kept[0].record.arrays:
             mean = trimmed_mean([reply.record.arrays[name] for reply in kept], num_trimmed)
             means.arrays[name] = torch.from_numpy(mean)
         metrics: dict[str, float] = {"num_averaged": len(kept) - 2 * num_trimmed}

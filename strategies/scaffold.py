@@ -12,8 +12,8 @@ up          ``delta/<name>`` y_k - w_r and ``variate-delta/<name>`` (new c_k les
             ``num_examples``, ``train_loss``
 down        every entry of the state dict (w_r) and ``variate/<name>`` (c)
 server      w_{r+1} = w_r + eta_g / |S| sum_k delta_k, c <- c + 1/K sum_k variate-delta_k,
-            S the clients that replied, K all clients; c is zero at first. Entries that
-            are not trained are averaged by examples
+            S the clients that replied, K all clients (of an entry: all that train it); c is
+            zero at first. Entries that are not trained are averaged by examples
 ==========  =======================================================================
 
 Clients count equally, whatever they hold: with zero variates, eta_g = 1 and clients of equal size a
@@ -33,6 +33,7 @@ from core.config import RunConfig, choice, number
 from core.errors import Problem
 from core.parameters import NamedTensors
 from core.wire import Array, ArraySpec, Record, RecordSpec
+from core.workload import Offer
 from strategies.base import (
     ClientShape,
     ClientTask,
@@ -83,6 +84,9 @@ class Scaffold(FedAvgClient):
     client_half = "gradient-steps"
     server_half = "sum"
     sections: ClassVar[Mapping[str, type]] = {"scaffold": ScaffoldOptions}
+    needs: ClassVar[Mapping[Offer, str]] = {
+        "gradient-steps": "its control variates are means of the gradients of a client's steps"
+    }
 
     @classmethod
     def problems(cls, config: RunConfig) -> Iterable[Problem]:
@@ -118,7 +122,7 @@ class Scaffold(FedAvgClient):
 
     def reply_spec(self, client: ClientShape, round: int) -> RecordSpec:
         """Two updates for each trainable entry."""
-        model = client.model
+        model = client.trained
         update = {name: model.weights[name] for name in model.trainable}
         arrays = with_updates(model.weights, {_DELTA: update, _VARIATE_DELTA: update})
         return RecordSpec(arrays, ("num_examples", "train_loss", "train_s"))
@@ -127,7 +131,7 @@ class Scaffold(FedAvgClient):
         """Minibatches of E epochs, and of the pass of option I."""
         steps = super().client_steps(client)
         if self.config.section(ScaffoldOptions).option == "I":
-            steps += -(-client.num_examples // self.config.train.batch_size)
+            steps += -(-client.num_training_examples // self.config.train.batch_size)
         return steps
 
     def correction(self, task: ClientTask) -> Correction:
@@ -148,11 +152,13 @@ class Scaffold(FedAvgClient):
             variate_delta = self._full_gradient(task) - old
         else:
             train = self.config.train
-            steps = num_steps(len(task.examples), self.config)
+            steps = num_steps(task.objective.num_examples, self.config)
             variate_delta = -delta / (steps * train.learning_rate) - _server_variate(task)
         updates = {
-            _DELTA: arrays_of(parameters.named(delta)),
-            _VARIATE_DELTA: arrays_of(parameters.named(variate_delta)),
+            prefix: arrays_of(
+                {n: v for n, v in parameters.named(vector).items() if n in update.arrays}
+            )
+            for prefix, vector in ((_DELTA, delta), (_VARIATE_DELTA, variate_delta))
         }
         arrays = with_updates(update.arrays, updates)
         return ClientUpdate(arrays, update.metrics, {_VARIATE: old + variate_delta})
@@ -168,7 +174,8 @@ class Scaffold(FedAvgClient):
         updates = {name: array for name, array in arrays.items() if name.startswith(prefixes)}
         rest = {name: array for name, array in arrays.items() if name not in updates}
         accumulator.updates.add(Record(updates), 1)
-        accumulator.rest.add(Record(rest, metrics), self.weight_of(reply))
+        weight, groups = self.weight_of(reply), self.group_weights_of(reply)
+        accumulator.rest.add(Record(rest, metrics), weight, groups)
         return accumulator
 
     def finish(self, state: ServerState, accumulator: CohortSums, task: ServerTask) -> RoundOutcome:
@@ -180,9 +187,13 @@ class Scaffold(FedAvgClient):
         steps, slots = {}, {}
         for slot, variate in state.slots.items():
             name = slot.removeprefix(f"{_VARIATE}/")
+            if f"{_DELTA}/{name}" not in updates.arrays:
+                slots[slot] = variate
+                continue
             steps[name] = rate * updates.mean(f"{_DELTA}/{name}")
             total = updates.arrays[f"{_VARIATE_DELTA}/{name}"]
-            moved = variate.to(torch.float64) + total / self.config.partition.clients
+            owners = task.owners.get(name, self.config.partition.clients)
+            moved = variate.to(torch.float64) + total / owners
             slots[slot] = moved.to(variate.dtype)
         weights = rest.weights_after(state.weights, steps)
         return RoundOutcome(ServerState(weights, slots), rest.told("train_loss"))
@@ -193,18 +204,16 @@ class Scaffold(FedAvgClient):
         In batches of ``train.batch-size`` and in train() mode as in the local steps, so that layers
         which look at the batch see the same; each batch counts as a step.
         """
-        parameters, train, examples = task.parameters, self.config.train, task.examples
-        model = parameters.model.train()
+        parameters, train, objective = task.parameters, self.config.train, task.objective
+        parameters.train()
         parameters.zero_gradient()
-        batches = zip(
-            examples.inputs.split(train.batch_size),
-            examples.labels.split(train.batch_size),
-            strict=True,
-        )
-        for inputs, labels in batches:
-            task.workload.loss(model, inputs, labels).sum().backward()
+        order = torch.arange(objective.num_examples, device=objective.device)
+        for batch in order.split(train.batch_size):
+            found = objective.losses(batch)
+            (found.sum() if found.ndim else found * len(batch)).backward()
             task.count_step()
-        return parameters.gradient / len(examples) + train.weight_decay * parameters.values
+        mean = parameters.gradient / objective.num_examples
+        return mean + train.weight_decay * parameters.values
 
 
 def _server_variate(task: ClientTask) -> torch.Tensor:

@@ -49,8 +49,8 @@ Federate = Callable[[Mapping[str, object]], "Path"]
 def federate(tmp_path: Path) -> Federate:
     """Run a federation to its end and return its run folder."""
     from experiments.run import run
+    from pairing.configuration import parse_config
     from server.progress import PlainProgress
-    from strategies.table import parse_config
 
     def federate(keys: Mapping[str, object]) -> Path:
         return run(parse_config({"runs": str(tmp_path / "runs"), **keys}), PlainProgress())

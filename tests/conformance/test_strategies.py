@@ -14,9 +14,11 @@ from core.config import RunConfig
 from core.parameters import NamedTensors, ParameterVector
 from core.records import RoundRecord, RunFolder
 from core.wire import Record, RecordSpec
-from server.prediction import predict_bytes, reply_spec
+from pairing.configuration import parse_config
+from server.prediction import predict_bytes
 from server.preparation import Preparation, prepare
 from strategies.base import (
+    ClientShape,
     ClientTask,
     ClientUpdate,
     Reply,
@@ -25,7 +27,7 @@ from strategies.base import (
     ServerTask,
 )
 from strategies.flower import from_flower, to_flower
-from strategies.table import STRATEGIES, parse_config
+from strategies.table import STRATEGIES
 from tests.conftest import Federate, tiny_keys
 
 ALL = sorted(STRATEGIES)
@@ -52,15 +54,20 @@ def client_update(
     """One client's update, made directly from what came over the wire."""
     strategy, workload = preparation.strategy, preparation.workload
     state = state or preparation.initial_state()
+    examples = workload.examples(torch.from_numpy(preparation.partition.clients[partition_id]))
+    parameters = ParameterVector(workload.build_model(99))
     task = ClientTask(
         round=round,
         partition_id=partition_id,
         seed=seed,
         received=from_flower(to_flower(Record(strategy.broadcast(state)))),
-        examples=workload.examples(torch.from_numpy(preparation.partition.clients[partition_id])),
+        examples=examples,
         state=kept,
-        parameters=ParameterVector(workload.build_model(99)),
+        parameters=parameters,
         workload=workload,
+        objective=workload.objective(
+            parameters.model, examples, seed=seed, partition_id=partition_id
+        ),
         device=torch.device("cpu"),
         count_step=lambda: None,
     )
@@ -71,6 +78,13 @@ def sent(update: ClientUpdate, round: int) -> Record:
     """The reply as it arrives."""
     record = Record(update.arrays, {**update.metrics, "train_s": 0.0}, {"round": round})
     return from_flower(to_flower(record))
+
+
+def own_form(preparation: Preparation, shape: ClientShape, round: int) -> RecordSpec:
+    """Form of what the strategy makes of a reply, without what others add to it."""
+    spec = preparation.strategy.reply_spec(shape, round)
+    metrics = preparation.strategy.sent_metrics(spec.metrics)
+    return RecordSpec(spec.arrays, metrics, {"round": round})
 
 
 def client_reply(
@@ -113,8 +127,8 @@ def test_a_federation_ends_with_records_of_every_round(name: str, federate: Fede
     assert folder.read_json("run")["status"] == "complete"
     for record in records:
         assert record.test is not None
-        assert record.client_accuracy is not None
-        assert len(record.client_accuracy) == 3
+        assert record.client_scores is not None
+        assert len(record.client_scores) == 3
         assert all(client.failure is None for client in record.clients)
     assert len(records[1].clients) == (3 if STRATEGIES[name].asks_clients else 0)
     assert json.loads((folder.path / "privacy.json").read_text())["guarantee"] == "none"
@@ -174,7 +188,7 @@ def test_same_seed_same_records_other_seed_other_records(name: str, federate: Fe
 def test_every_reply_fits_its_form(prepared: Preparation) -> None:
     for shape in prepared.client_shapes():
         record = client_reply(prepared, shape.partition_id)
-        assert reply_spec(prepared.strategy, shape, 1).violations(record) == []
+        assert own_form(prepared, shape, 1).violations(record) == []
         assert prepared.strategy.check_reply(Reply(shape.partition_id, record), shape) == []
 
 
@@ -211,7 +225,7 @@ def test_two_rounds_pass_on_all_state_there_is(prepared: Preparation) -> None:
             assert (update.state is not None) == strategy.keeps_client_state()
             kept[k] = update.state
             reply = Reply(k, sent(update, number))
-            assert reply_spec(strategy, shape, number).violations(reply.record) == []
+            assert own_form(prepared, shape, number).violations(reply.record) == []
             assert strategy.check_reply(reply, shape) == []
             accumulator = strategy.add(accumulator, reply)
         state = strategy.finish(state, accumulator, server_task(prepared)).state

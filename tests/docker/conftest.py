@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from data.dataset import image_dataset
 from data.export import write_shares
 from engine.edge.compose import checkout
 from engine.edge.deployment import Deployment, open_deployment
+from pairing.configuration import parse_config
 from server.preparation import prepare
-from strategies.table import parse_config
 from tests.docker.containers import Tessera
 
 collect_ignore_glob = [] if os.environ.get("TESSERA_TEST_DOCKER") else ["test_*"]
@@ -108,7 +109,7 @@ def _deal(deployment: Deployment, token: str) -> None:
     """Give every client its share of the digits, readable for whom its container runs as."""
     preparation = prepare(parse_config({"partition.clients": 3, "partition.alpha": 1.0}))
     shares = deployment.folder.parent / "shares"
-    write_shares(preparation.workload.dataset, preparation.partition, shares)
+    write_shares(image_dataset(preparation.workload.dataset), preparation.partition, shares)
     for client in deployment.clients:
         data = deployment.folder / "data" / client.name
         shutil.copy(shares / client.name / "train.parquet", data)

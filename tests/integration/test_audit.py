@@ -23,12 +23,12 @@ from experiments import run as running
 from experiments.audit import FEWEST_CANARIES, audit
 from experiments.canary_scores import score_canaries
 from experiments.run import resume, run
+from pairing.configuration import parse_config
 from privacy.audit import OUTSIDE, PROVES_NOTHING, TOO_FEW, most_that_canaries_show
 from server.prediction import predict_bytes
 from server.preparation import prepare
 from server.progress import PlainProgress
 from server.transcript import Transcript
-from strategies.table import parse_config
 from tests.conftest import Federate, tiny_keys
 
 CANARIES = {"canaries.kind": "noise", "canaries.count": 40}

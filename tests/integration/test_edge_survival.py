@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from core.errors import QuorumError, RunError
 from core.records import RunFolder
+from data.dataset import image_dataset
 from data.export import parquet_of
+from pairing.configuration import parse_config
 from server.preparation import prepare
-from strategies.table import parse_config
 from tests.conftest import Federate, tiny_keys
 from tests.integration.edge_federation import (
     PATIENCE_S,
@@ -61,7 +62,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeFederat
     """Three clients, each with the images that a simulation would deal it."""
     with EdgeFederation(tmp_path_factory.mktemp("own"), num_clients=3) as federation:
         preparation = prepare(parse_config(tiny_keys("fedavg")))
-        dataset = preparation.workload.dataset
+        dataset = image_dataset(preparation.workload.dataset)
         for client, indices in zip(
             federation.clients, preparation.partition_without.clients, strict=True
         ):
@@ -250,7 +251,7 @@ def test_a_client_with_other_classes_is_refused_before_training(
     file = federation.clients[1] / "data" / "train.parquet"
     usual = file.read_bytes()
     preparation = prepare(parse_config(tiny_keys("fedavg")))
-    dataset = preparation.workload.dataset
+    dataset = image_dataset(preparation.workload.dataset)
     names = ["a cat", *dataset.class_names[1:]]
     file.write_bytes(parquet_of(dataset.train, names))
     try:

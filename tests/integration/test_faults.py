@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from core.config import RunConfig
 from core.errors import RunError
 from core.records import RoundRecord, RunFolder
+from pairing.configuration import parse_config
 from server.cohort import Cohort, draw_cohort
 from server.prediction import predict_bytes
 from server.preparation import prepare
-from strategies.table import STRATEGIES, parse_config
+from strategies.table import STRATEGIES
 from tests.conftest import TINY, Federate, tiny_keys
 
 STRAGGLERS = {
@@ -245,7 +246,7 @@ def test_bytes_are_predicted_for_every_method_in_a_part_of_the_clients(
 LOST = '''
 from server.cohort import draw_cohort
 from strategies.{module} import {base}
-from strategies.table import parse_config
+from pairing.configuration import parse_config
 
 class Lost({base}):
     """The clients that `lost` names for a round raise in it."""
@@ -354,12 +355,12 @@ def test_a_lost_client_goes_on_from_its_last_counted_round(federate: Federate) -
     assert 1 < sum(map(len, missed)) < 9
     records = rounds_of(federate(drawn))
     for number in range(1, 5):
-        found = records[number].client_accuracy
+        found = records[number].client_scores
         for k in range(3):
             if found is None or k in missed[number - 1]:
                 assert found is None or found[k] is None
                 continue
             trained = sum(k not in lost for lost in missed[:number])
-            expected = whole[trained].client_accuracy
+            expected = whole[trained].client_scores
             assert expected is not None
             assert found[k] == pytest.approx(expected[k], abs=0.02)

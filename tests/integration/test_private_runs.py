@@ -18,6 +18,7 @@ from core.errors import RecordError, RunError
 from core.records import RunFolder
 from core.wire import Record
 from experiments.run import resume
+from pairing.configuration import parse_config
 from privacy.accounting import Segment, epsilon
 from privacy.ledger import SEEDED, Charge, read_ledgers
 from privacy.noise import SeededNoise, injected_noise
@@ -27,7 +28,7 @@ from server.preparation import prepare
 from server.progress import PlainProgress
 from strategies.flower import to_flower
 from strategies.private import fits
-from strategies.table import STRATEGIES, parse_config
+from strategies.table import STRATEGIES
 from tests.conftest import Federate, tiny_keys
 from tests.integration.test_resume import KILLED, ROUNDS, Driver, resume_words, words_of
 

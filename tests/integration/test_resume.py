@@ -151,7 +151,7 @@ def assert_each_round_once(folder: RunFolder) -> None:
     records = folder.read_rounds()
     for tag, told in {
         "bytes/up": [record.bytes_up for record in records],
-        "test/accuracy": [record.test.accuracy for record in records if record.test],
+        "test/accuracy": [record.test.primary for record in records if record.test],
     }.items():
         shown = events.Scalars(tag)
         assert [point.step for point in shown] == list(range(len(records)))

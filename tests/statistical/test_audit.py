@@ -19,6 +19,7 @@ from scipy import stats
 
 from experiments.canary_scores import PIXELS, score_canaries
 from experiments.run import run
+from pairing.configuration import parse_config
 from privacy.audit import PROVES_NOTHING, Verdict, judge
 from privacy.dp_optimizer import _NoisedOptimizer
 from privacy.mechanism import GaussianSums
@@ -26,7 +27,6 @@ from privacy.noise import NoiseSource, SeededNoise, injected_noise
 from server.preparation import prepare
 from server.progress import PlainProgress
 from server.transcript import Transcript
-from strategies.table import parse_config
 from tests.unit.privacy.noises import NoNoise
 
 M, CONFIDENCE, CLAIM, DELTA = 200, 0.99, 1.0, 1e-5

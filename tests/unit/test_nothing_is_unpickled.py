@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("client", "core", "data", "distill", "engine/edge", "models"),
-    *("privacy", "report", "server", "strategies", "workloads"),
+    *("pairing", "privacy", "report", "server", "strategies", "workloads"),
 )
 """All that meets bytes of other machines. A client and its own worker process pass objects on by
 pickle, of which neither writes a byte that came from elsewhere."""

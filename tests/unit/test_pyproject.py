@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 from core.config import Scalar
-from strategies.table import config_keys
+from pairing.configuration import config_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -16,6 +16,7 @@ BUNDLED = {
     "data",
     "distill",
     "models",
+    "pairing",
     "privacy",
     "server",
     "strategies",

@@ -16,9 +16,9 @@ from benchmarks.work import Work, WorkSize, make_work
 from core.records import RunFolder
 from experiments.run import run
 from models.cnn import CNN
+from pairing.configuration import parse_config
 from server.checkpoint import Checkpoint
 from server.progress import PlainProgress
-from strategies.table import parse_config
 
 SIZE = WorkSize(rounds=3, num_clients=6, examples_per_client=40, cohort_size=3, side=8)
 SAME = 1e-6

@@ -9,8 +9,8 @@ import pytest
 
 from cli.dry_run import to_json, to_text
 from experiments.plan import Plan, plan
+from pairing.configuration import parse_config
 from privacy.accounting import Segment, epsilon
-from strategies.table import parse_config
 
 KEYS: dict[str, Any] = {
     "strategy": "fedavg",

@@ -28,7 +28,8 @@ from core.errors import (
 )
 from core.records import RunFolder
 from experiments.suite import parse_suite
-from strategies.table import STRATEGIES, config_keys, parse_config
+from pairing.configuration import config_keys, parse_config
+from strategies.table import STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -20,9 +20,9 @@ from core.config import AttackConfig, RunConfig
 from core.examples import Examples
 from core.records import RoundRecord, RunFolder
 from core.wire import Array, Record
+from pairing.configuration import parse_config
 from server.preparation import prepare
 from strategies.base import ClientUpdate
-from strategies.table import parse_config
 from tests.conftest import Federate, tiny_keys
 
 SIGN_FLIP = AttackConfig(kind="sign-flip")
@@ -164,6 +164,7 @@ def test_too_large_numbers_are_sent_as_the_largest() -> None:
 def test_flipped_labels_count_from_the_other_end() -> None:
     examples = Examples(torch.zeros(3, 1, 2, 2), torch.tensor([0, 3, 9]))
     flipped = poison(examples, 10, LABEL_FLIP)
+    assert isinstance(flipped, Examples)
     assert flipped.labels.tolist() == [9, 6, 0]
     assert flipped.inputs is examples.inputs
     assert examples.labels.tolist() == [0, 3, 9]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from client.loaded_examples import LoadedExamples
-from core.examples import Examples
+from core.examples import Examples, labelled
 
 EACH = 4 * (4 * 3 + 8)
 """Bytes of four examples of three float32 pixels and an int64 label."""
@@ -25,7 +25,7 @@ class Loader:
                 torch.full((count, 1, 1, 3), float(partition_id)), torch.zeros(count).long()
             )
 
-        return self.kept.get(partition_id, load)
+        return labelled(self.kept.get(partition_id, load))
 
 
 def test_a_federation_that_fits_is_loaded_once() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from core.config import RunConfig, parse_assignments
 from core.errors import ConfigError
 from distill.matching import MatchingConfig
+from pairing.configuration import config_keys, parse_config
 from strategies.mosaic import MosaicConfig
-from strategies.table import config_keys, parse_config
 
 
 def problems_of(flat: dict[str, object]) -> dict[str, str]:

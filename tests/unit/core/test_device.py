@@ -11,8 +11,9 @@ from core.errors import RunError
 from core.examples import Examples
 from core.parameters import ParameterVector
 from models.convnet import ConvNet
+from pairing.configuration import parse_config
 from strategies.local_sgd import train_locally
-from strategies.table import parse_config
+from tests.unit.strategies.toy import ToyObjective
 
 CPU = torch.device("cpu")
 
@@ -61,8 +62,9 @@ def test_every_step_in_bf16_sees_the_weights_of_the_step_before() -> None:
         parameters = ParameterVector(ConvNet((1, 8, 8), 2, width=8, depth=2))
         start = parameters.values.clone()
         config = TrainConfig(learning_rate=0.1, local_epochs=10, batch_size=16)
+        objective = ToyObjective(Workload(), parameters.model, examples)
         with numerics(precision, CPU):
-            train_locally(parameters, examples, Workload(), config, seed=0)  # type: ignore[arg-type]
+            train_locally(parameters, objective, config, seed=0)
         moved[precision] = parameters.values - start
     difference = (moved["bf16"] - moved["float32"]).norm() / moved["float32"].norm()
     assert difference < 0.1

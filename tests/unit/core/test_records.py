@@ -14,8 +14,7 @@ def make_record(number: int) -> RoundRecord:
     judged = EvaluationRecord(
         num_examples=4,
         loss=0.5,
-        accuracy=0.75,
-        macro_f1=0.7,
+        scores={"accuracy": 0.75, "macro_f1": 0.7},
         per_class_accuracy=[1.0, None],
         confusion=[[3, 1], [0, 0]],
     )
@@ -23,8 +22,8 @@ def make_record(number: int) -> RoundRecord:
         round=number,
         validation=judged,
         test=judged,
-        client_accuracy=[0.5, 1.0],
-        worst_client_accuracy=0.5,
+        client_scores=[0.5, 1.0],
+        worst_client_score=0.5,
         bytes_down=10,
         bytes_up=20,
         clients=[ClientRecord(partition_id=0, bytes_down=10, bytes_up=20, metrics={"a": 1.0})],

@@ -12,7 +12,7 @@ from scipy import stats
 from core.config import CanariesConfig, DataConfig, PartitionConfig
 from core.errors import DataError
 from data.canaries import Canaries, Dealt, deal_canaries
-from data.dataset import ImageDataset
+from data.dataset import ImageDataset, image_dataset
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
 from data.sources import load_dataset
@@ -59,7 +59,7 @@ def test_a_canary_is_held_by_its_client_if_its_coin_says_so_and_by_nobody_else(
     others = {k: held_by(partition, k) - set(canaries.indices.tolist()) for k in range(5)}
     assert all(others[k] <= held_by(held, k) for k in range(5))
     assert sum(map(len, held.clients)) == sum(map(len, others.values())) + canaries.included.sum()
-    chosen = dealt.dataset.train.take(torch.from_numpy(canaries.indices))
+    chosen = image_dataset(dealt.dataset).train.take(torch.from_numpy(canaries.indices))
     assert torch.equal(chosen.images, canaries.examples.images)
     assert torch.equal(chosen.labels, canaries.examples.labels)
 
@@ -69,7 +69,7 @@ def test_class_counts_are_those_of_what_clients_hold(
     dataset: ImageDataset, partition: Partition, kind: str
 ) -> None:
     dealt = deal_canaries(CanariesConfig(kind=kind, count=100), dataset, partition)
-    labels = dealt.dataset.train.labels.numpy()
+    labels = image_dataset(dealt.dataset).train.labels.numpy()
     for own, counts in zip(dealt.partition.clients, dealt.partition.class_counts, strict=True):
         assert counts.tolist() == np.bincount(labels[own], minlength=10).tolist()
     assert dealt.partition.num_examples == len(labels)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pairing.configuration import parse_config
 from privacy.ledger import SEEDED
 from privacy.statement import (
     ImagesSent,
@@ -16,7 +17,6 @@ from privacy.statement import (
     statement_of,
 )
 from server.privacy_plan import plan_privacy
-from strategies.table import parse_config
 
 DP_SGD: dict[str, Any] = {
     "strategy": "fedavg",

@@ -55,8 +55,10 @@ def _evaluation(
     return EvaluationRecord(
         num_examples=int(confusion.sum()),
         loss=float(-np.log(accuracy)),
-        accuracy=float(confusion.trace() / confusion.sum()),
-        macro_f1=float(f1.mean()),
+        scores={
+            "accuracy": float(confusion.trace() / confusion.sum()),
+            "macro_f1": float(f1.mean()),
+        },
         per_class_accuracy=recall.tolist(),
         confusion=confusion.tolist(),
     )
@@ -260,8 +262,8 @@ def write_run(
                 round=number,
                 validation=_evaluation(level, rng, 12, num_classes) if judged else None,
                 test=test if judged else None,
-                client_accuracy=expected.tolist() if judged else None,
-                worst_client_accuracy=float(expected.min()) if judged else None,
+                client_scores=expected.tolist() if judged else None,
+                worst_client_score=float(expected.min()) if judged else None,
                 bytes_down=sum(record.bytes_down for record in records),
                 bytes_up=sum(record.bytes_up for record in records),
                 clients=records,

@@ -248,8 +248,8 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "seconds lack elapsed": lambda record: record["seconds"].pop("elapsed"),
     "seconds lack server": lambda record: record["seconds"].update(server=float("nan")),
     "bytes": lambda record: record.update(bytes_up="many"),
-    "client accuracies": lambda record: record["client_accuracy"].append("high"),
-    "worst client": lambda record: record.update(worst_client_accuracy="low"),
+    "client accuracies": lambda record: record["client_scores"].append("high"),
+    "worst client": lambda record: record.update(worst_client_score="low"),
     "accuracy or macro-F1 on test": lambda record: record["test"].update(accuracy="high"),
     "confusion matrix on validation": lambda record: record["validation"]["confusion"].pop(),
     "per-class figures on test": lambda record: record["test"]["confusion"][0].__setitem__(0, "x"),
@@ -328,9 +328,9 @@ def test_the_first_line_of_a_failure_is_told(
 def test_an_evaluation_without_some_clients_is_told(make_run: MakeRun) -> None:
     path = make_run("local", rounds=2, clients=3)
     assert not load_run(path).lacks_clients
-    edit_last_round(path, lambda record: record.update(client_accuracy=None))
+    edit_last_round(path, lambda record: record.update(client_scores=None))
     assert not load_run(path).lacks_clients
-    edit_last_round(path, lambda record: record.update(client_accuracy=[0.5, None, 0.25]))
+    edit_last_round(path, lambda record: record.update(client_scores=[0.5, None, 0.25]))
     assert load_run(path).lacks_clients
 
 

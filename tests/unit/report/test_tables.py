@@ -38,7 +38,7 @@ def by_hand(path: Path) -> dict[str, float]:
     return {
         "test_accuracy": rounds[-1]["test"]["accuracy"],
         "macro_f1": rounds[-1]["test"]["macro_f1"],
-        "worst_client_accuracy": rounds[-1]["worst_client_accuracy"],
+        "worst_client_score": rounds[-1]["worst_client_score"],
         "accuracy_at_best_validation": rounds[best]["test"]["accuracy"],
         "bytes_up": sum(c["bytes_up"] for record in rounds for c in record["clients"]),
         "bytes_down": sum(c["bytes_down"] for record in rounds for c in record["clients"]),

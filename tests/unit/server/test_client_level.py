@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,9 @@ from core.errors import ConfigError, PrivacyError, RecordError, RunError
 from core.parameters import ParameterVector
 from core.records import RunFolder
 from core.wire import ArraySpec, Record, RecordSpec
+from data.dataset import image_dataset
 from engine.flwr_seam import run_identity
+from pairing.configuration import parse_config
 from privacy.ledger import SEEDED, Budget, Charge, Ledger, owner_of, read_ledgers
 from privacy.noise import injected_noise
 from server.client_level import PaidRound, TrustedServer
@@ -38,7 +41,7 @@ from strategies.base import (
 )
 from strategies.fedavg import FedAvg, FedAvgClient, WeightedSum
 from strategies.private import fits
-from strategies.table import STRATEGIES, parse_config
+from strategies.table import STRATEGIES
 from tests.conftest import Federate, tiny_keys
 from tests.unit.privacy.noises import NoNoise
 
@@ -185,7 +188,9 @@ def test_the_strategy_sees_nothing_but_the_noised_mean(tmp_path: Path) -> None:
     preparation, trusted = prepared(tmp_path)
     spy = Spy(preparation.config)
     paid = trusted.charge(cohort_of(preparation.config), 1)
-    half = PaidRound(spy, paid.mechanism, paid.cohort, 1, paid.shape)
+    half = PaidRound(
+        dataclasses.replace(preparation, strategy=spy), paid.mechanism, paid.cohort, 1, paid.shape
+    )
     start = preparation.initial_state()
     fold(half, preparation, {0: moved(start, 0.1), 1: moved(start, 0.2)})
     assert sorted(reply.partition_id for reply in spy.handed) == [0, 1, 2]
@@ -235,7 +240,7 @@ def test_every_client_asked_has_paid_before_any_trains(
 def spend(preparation: Preparation, folder: Path, partition_id: int, sigma: float) -> None:
     """A charge of another run."""
     indices = torch.from_numpy(preparation.partition.clients[partition_id])
-    own = preparation.workload.dataset.train.take(indices)
+    own = image_dataset(preparation.workload.dataset).train.take(indices)
     owner = owner_of(own.images, own.labels)
     charge = Charge(
         run="another",
@@ -283,7 +288,7 @@ def test_who_has_not_paid_is_not_added(tmp_path: Path) -> None:
     preparation, trusted = prepared(tmp_path)
     paid = trusted.charge(cohort_of(preparation.config), 1)
     half = PaidRound(
-        paid.strategy, paid.mechanism, paid.cohort.without({1: "spent"}), 1, paid.shape
+        paid.preparation, paid.mechanism, paid.cohort.without({1: "spent"}), 1, paid.shape
     )
     start = preparation.initial_state()
     with pytest.raises(AssertionError, match="has paid"):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from core.config import RunConfig
 from core.errors import ConfigError
+from pairing.configuration import parse_config
 from server.cohort import Cohort, draw_cohort
-from strategies.table import parse_config
 
 ORDER = [4, 1, 7, 0, 2, 9, 3, 8, 6, 5]
 

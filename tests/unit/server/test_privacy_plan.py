@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from core.errors import ConfigError
+from pairing.configuration import parse_config
 from privacy.accounting import Segment, epsilon
 from server.privacy_plan import most_rounds, plan_privacy
-from strategies.table import parse_config
 
 KEYS = {
     "strategy": "fedavg",

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from core.records import RunFolder
+from data.dataset import image_dataset
 from data.partition import Partition
+from pairing.configuration import parse_config
 from server.preparation import prepare
 from server.recorder import reproducing_command, with_nearest_images
 from strategies.base import Mosaic
-from strategies.table import parse_config
 from tests.conftest import Federate, tiny_keys
 
 
@@ -45,7 +46,7 @@ def test_tensorboard_shows_the_records(folder: RunFolder) -> None:
     for record, event in zip(folder.read_rounds(), shown, strict=True):
         assert record.test is not None
         assert event.step == record.round
-        assert event.value == pytest.approx(record.test.accuracy)
+        assert event.value == pytest.approx(record.test.primary)
 
 
 def test_the_last_two_checkpoints_are_kept_and_name_their_run(folder: RunFolder) -> None:
@@ -84,7 +85,7 @@ def test_the_command_gives_the_same_configuration_again(folder: RunFolder) -> No
 
 def test_nearest_images_are_the_clients_own_nearest() -> None:
     preparation = prepare(parse_config(tiny_keys("feddm")))
-    dataset, partition = preparation.workload.dataset, preparation.partition
+    dataset, partition = image_dataset(preparation.workload.dataset), preparation.partition
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (6, 1, 8, 8), generator=generator, dtype=torch.uint8)
     pixels[0] = dataset.train.images[int(partition.clients[1][5])]

@@ -33,7 +33,7 @@ SCALARS_OF_AN_EVALUATION = {
     "test/accuracy",
     "test/loss",
     "test/macro_f1",
-    "test/worst_client_accuracy",
+    "test/worst_client_score",
 }
 
 
@@ -41,8 +41,7 @@ def judged(accuracy: float) -> EvaluationRecord:
     return EvaluationRecord(
         num_examples=4,
         loss=2 - accuracy,
-        accuracy=accuracy,
-        macro_f1=accuracy / 2,
+        scores={"accuracy": accuracy, "macro_f1": accuracy / 2},
         per_class_accuracy=[accuracy, None],
         confusion=[[3, 1], [0, 0]],
     )
@@ -54,8 +53,8 @@ def record(round: int, *, offset: float = 0.0, evaluated: bool = True) -> RoundR
         round=round,
         validation=judged(0.5) if evaluated else None,
         test=judged(0.125 * round) if evaluated else None,
-        client_accuracy=[0.25, None] if evaluated else None,
-        worst_client_accuracy=0.25 if evaluated else None,
+        client_scores=[0.25, None] if evaluated else None,
+        worst_client_score=0.25 if evaluated else None,
         bytes_down=1000 + round,
         bytes_up=round,
         clients=[ClientRecord(partition_id=0, bytes_down=1000 + round, bytes_up=round)],
@@ -140,7 +139,7 @@ def test_scalars_are_the_record_under_slashed_names() -> None:
         "test/accuracy": 0.25,
         "test/loss": 1.75,
         "test/macro_f1": 0.125,
-        "test/worst_client_accuracy": 0.25,
+        "test/worst_client_score": 0.25,
     }
 
 
@@ -511,7 +510,7 @@ def test_no_sink_of_a_private_run_learns_how_clients_fare(
     for sink in open_sinks(config, folder, 0):  # round 0 reaches W&B and MLflow as a kept one
         sink.round(record(1))
         sink.close("complete")
-    expected = SCALARS_OF_EVERY_ROUND | SCALARS_OF_AN_EVALUATION - {"test/worst_client_accuracy"}
+    expected = SCALARS_OF_EVERY_ROUND | SCALARS_OF_AN_EVALUATION - {"test/worst_client_score"}
     assert set(events_in(folder)) == expected
     assert [set(data) for _, data in run.logged] == [expected, expected]
     in_mlflow = metrics_in(store, folder.read_json("sinks")["mlflow"])

@@ -92,7 +92,7 @@ def test_the_coefficients_are_those_of_a_real_run(momentum: float, weight: float
     """One example a step: the displacement along e_i is the coefficient of the step that saw i."""
     keys = {"train__momentum": momentum, "fednova__proximal_weight": weight}
     config = config_of("fednova", train__batch_size=1, train__learning_rate=0.25, **keys)
-    strategy, workload = FedNova(config), LinearLoss(build_scalar)
+    strategy, workload = FedNova(config), LinearLoss(build=build_scalar)
     examples = Examples(torch.eye(STEPS).view(STEPS, 1, 1, STEPS), torch.zeros(STEPS).long())
     state = initial_state(strategy, build_scalar(0))
     task = client_task(strategy, state, examples, workload=workload)
@@ -204,7 +204,7 @@ def test_a_frozen_parameter_is_sent_as_a_weight() -> None:
         next(model.parameters()).requires_grad_(False)
         return model
 
-    federation = ToyFederation(config_of("fednova"), workload=ToyWorkload(build))
+    federation = ToyFederation(config_of("fednova"), workload=ToyWorkload(build=build))
     frozen = federation.state.weights["1.weight"].clone()
     sent = federation.round()[0]
     names = {"1.weight", "direction/1.bias", "direction/3.weight", "direction/3.bias"}

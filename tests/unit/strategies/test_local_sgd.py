@@ -12,6 +12,7 @@ from core.examples import Examples
 from core.parameters import ParameterVector
 from core.seeds import torch_generator
 from strategies.local_sgd import train_locally
+from tests.unit.strategies.toy import ToyObjective
 
 
 class Workload:
@@ -55,7 +56,8 @@ def test_steps_are_those_of_torchs_optimizer_bit_by_bit(
     for correction in (None, torch.zeros_like):
         model, examples = make()
         parameters = ParameterVector(model)
-        train_locally(parameters, examples, Workload(), config, seed=4, correction=correction)  # type: ignore[arg-type]
+        objective = ToyObjective(Workload(), model, examples)
+        train_locally(parameters, objective, config, seed=4, correction=correction)
         found.append(parameters.values.clone())
         views = [parameter.grad for parameter in model.parameters()]
         parameters.gradient.fill_(2.0)

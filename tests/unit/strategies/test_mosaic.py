@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies.mosaic
+from core.examples import labelled
 from core.parameters import ParameterVector
 from core.records import RunFolder
 from core.wire import Array, Record
+from pairing.configuration import parse_config
 from privacy.mechanism import GaussianSums
 from privacy.noise import SeededNoise
 from server.preparation import Preparation, prepare
@@ -28,10 +30,10 @@ from strategies.mosaic import (
     capped,
     decode,
     encode,
+    image_workload,
     images_per_class,
     train_on_mosaic,
 )
-from strategies.table import parse_config
 from tests.conftest import Federate, tiny_keys
 
 
@@ -59,15 +61,18 @@ def prepare_private(mechanism: str, **keys: object) -> Preparation:
 def client_task(preparation: Preparation, partition_id: int = 0, **changes: object) -> ClientTask:
     workload = preparation.workload
     indices = torch.from_numpy(preparation.partition.clients[partition_id])
+    examples = workload.examples(indices)
+    parameters = ParameterVector(workload.build_model(3))
     task = ClientTask(
         round=1,
         partition_id=partition_id,
         seed=4,
         received=Record(preparation.strategy.broadcast(ServerState(preparation.initial_weights))),
-        examples=workload.examples(indices),
+        examples=examples,
         state=None,
-        parameters=ParameterVector(workload.build_model(3)),
+        parameters=parameters,
         workload=workload,
+        objective=workload.objective(parameters.model, examples, seed=4, partition_id=partition_id),
         device=torch.device("cpu"),
         count_step=lambda: None,
     )
@@ -105,7 +110,10 @@ def test_real_images_are_the_clients_own_pixels() -> None:
     task = client_task(preparation)
     update = preparation.strategy.client_update(task)
     own = {
-        image.tobytes() for image in preparation.workload.to_pixels(task.examples.inputs).numpy()
+        image.tobytes()
+        for image in image_workload(preparation.workload)
+        .to_pixels(labelled(task.examples).inputs)
+        .numpy()
     }
     sent = [image.tobytes() for image in update.arrays["images"]]
     assert set(sent) <= own
@@ -125,7 +133,7 @@ def test_synthetic_images_start_from_real_ones_or_from_noise() -> None:
     real = prepare_tiny("feddm", feddm__learning_rate=1e-30)
     task = client_task(real)
     sent = real.strategy.client_update(task).arrays["images"]
-    own = {image.numpy().tobytes() for image in task.examples.inputs}
+    own = {image.numpy().tobytes() for image in labelled(task.examples).inputs}
     assert all(image.tobytes() in own for image in sent)
     noise = prepare_tiny(
         "feddm",
@@ -209,10 +217,10 @@ def test_fresh_networks_replace_the_first_rounds_draws_only() -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0), ("float16", 2e-3), ("uint8", 0)])
 def test_images_survive_the_wire_within_their_type(dtype: str, tolerance: float) -> None:
     workload = prepare_tiny("feddm").workload
-    images = workload.training_examples().inputs[:20]
-    array = encode(images, dtype, workload)
+    images = labelled(workload.training_examples()).inputs[:20]
+    array = encode(images, dtype, image_workload(workload))
     assert array.dtype.name == dtype
-    assert (decode(array, workload) - images).abs().max() <= tolerance
+    assert (decode(array, image_workload(workload)) - images).abs().max() <= tolerance
 
 
 def test_counts_weigh_each_image_by_the_real_ones_it_stands_for() -> None:
@@ -220,7 +228,9 @@ def test_counts_weigh_each_image_by_the_real_ones_it_stands_for() -> None:
     strategy = preparation.strategy
     assert isinstance(strategy, MosaicStrategy)
     update = strategy.client_update(client_task(preparation))
-    received = strategy.received_set(Reply(0, Record(dict(update.arrays))), preparation.workload)
+    received = strategy.received_set(
+        Reply(0, Record(dict(update.arrays))), image_workload(preparation.workload)
+    )
     counts = preparation.partition.class_counts[0]
     for label in received.labels.unique().tolist():
         total = received.weights[received.labels == label].sum().item()
@@ -280,7 +290,7 @@ def test_noised_counts_weigh_each_image_by_the_estimate_it_stands_for(
     assert isinstance(strategy, MosaicStrategy)
     reply = with_counts(hidden_counts, [0.0, 0.5, 7.0, *[1.25] * 7])
     reply.record.arrays["labels"][4] = 1  # three of class 1, one of class 2
-    weights = strategy.received_set(reply, hidden_counts.workload).weights
+    weights = strategy.received_set(reply, image_workload(hidden_counts.workload)).weights
     assert weights.dtype == torch.float32
     assert weights.tolist() == pytest.approx(
         [0.0, 0.0, 0.5 / 3, 0.5 / 3, 0.5 / 3, 7.0, *[0.625] * 14]
@@ -296,7 +306,7 @@ def test_without_the_ball_the_server_is_torchs_sgd() -> None:
     }
     preparation = prepare_tiny("real-images", **keys)
     workload = preparation.workload
-    pooled = workload.training_examples()
+    pooled = labelled(workload.training_examples())
     inputs, labels = pooled.inputs[:50], pooled.labels[:50]
     task = server_task(preparation)
     task.parameters.load(preparation.initial_weights)
@@ -308,7 +318,7 @@ def test_without_the_ball_the_server_is_torchs_sgd() -> None:
     for epoch in range(4):
         optimizer.param_groups[0]["lr"] = 0.1 if epoch < 2 else 0.01
         optimizer.zero_grad()
-        workload.loss(model, inputs, labels).mean().backward()
+        image_workload(workload).loss(model, inputs, labels).mean().backward()
         optimizer.step()
     trained = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert torch.allclose(task.parameters.values, trained, atol=1e-5)
@@ -323,7 +333,7 @@ def test_the_server_stays_in_the_ball_and_says_how_often_it_bound(rho: float) ->
     task = server_task(preparation)
     task.parameters.load(preparation.initial_weights)
     centre = task.parameters.values.clone()
-    pooled = preparation.workload.training_examples()
+    pooled = labelled(preparation.workload.training_examples())
     metrics = train_on_mosaic(
         task,
         pooled.inputs[:50],
@@ -371,7 +381,8 @@ def test_a_class_that_matches_from_the_start_is_sent_as_it_is() -> None:
         task = client_task(preparation, partition_id)
         update = preparation.strategy.client_update(task)
         sent = update.arrays["images"][update.arrays["labels"] == label]
-        real = task.examples.inputs[task.examples.labels == label].numpy()
+        own = labelled(task.examples)
+        real = own.inputs[own.labels == label].numpy()
         gaps = np.abs(sent[:, None] - real[None]).max(axis=(2, 3, 4)).min(axis=1)
         assert gaps.max() < 1e-3
 

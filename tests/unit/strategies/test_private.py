@@ -12,6 +12,7 @@ from core.errors import ConfigError
 from core.examples import Examples
 from core.parameters import ParameterVector
 from models.convnet import ConvNet
+from pairing.configuration import parse_config
 from privacy.mechanism import GaussianSums
 from privacy.noise import SeededNoise
 from server.preparation import prepare
@@ -26,11 +27,12 @@ from strategies.private import (
     refuse_large_delta,
     refuse_unfit_model,
 )
-from strategies.table import STRATEGIES, parse_config
+from strategies.table import STRATEGIES
 from tests.conftest import tiny_keys
 from tests.unit.privacy.noises import NoNoise
-from tests.unit.strategies.toy import ToyWorkload
+from tests.unit.strategies.toy import ToyObjective, ToyWorkload
 
+EIGHT = ToyWorkload(input_shape=(1, 8, 8))
 DP_SGD = {"privacy.mechanism": "dp-sgd", "privacy.epsilon": 4.0}
 MATCHING = {"feddm.initialisation": "noise", "privacy.epsilon": 4.0}
 
@@ -205,9 +207,9 @@ def test_batch_norm_is_refused(mechanism: str) -> None:
     )
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     with pytest.raises(ConfigError, match="GroupNorm"):
-        refuse_unfit_model(config, model, (1, 8, 8))
-    refuse_unfit_model(config, ConvNet((1, 8, 8), 3, width=4, depth=2), (1, 8, 8))
-    refuse_unfit_model(RunConfig(), model, (1, 8, 8))
+        refuse_unfit_model(config, model, EIGHT)
+    refuse_unfit_model(config, ConvNet((1, 8, 8), 3, width=4, depth=2), EIGHT)
+    refuse_unfit_model(RunConfig(), model, EIGHT)
 
 
 class Centring(nn.Module):
@@ -239,10 +241,10 @@ class Centring(nn.Module):
 )
 def test_a_model_that_couples_examples_is_refused(keys: dict[str, object]) -> None:
     config, model = parse_config(keys), Centring()
-    with pytest.raises(ConfigError, match="beside other images"):
-        refuse_unfit_model(config, model, (1, 8, 8))
+    with pytest.raises(ConfigError, match="beside other examples"):
+        refuse_unfit_model(config, model, EIGHT)
     model.centres = False
-    refuse_unfit_model(config, model, (1, 8, 8))
+    refuse_unfit_model(config, model, EIGHT)
     assert model.training and model.drop.training
 
 
@@ -255,7 +257,7 @@ def test_untrained_entries_that_would_be_sent_are_refused() -> None:
 
     config = parse_config({"strategy": "fedavg", **DP_SGD})
     with pytest.raises(ConfigError, match="seen"):
-        refuse_unfit_model(config, Counting(), (1, 8, 8))
+        refuse_unfit_model(config, Counting(), EIGHT)
 
 
 def test_delta_must_be_below_one_over_the_examples() -> None:
@@ -284,8 +286,7 @@ def local(
 
     loss = train_locally(
         parameters,
-        examples,
-        ToyWorkload(),
+        ToyObjective(ToyWorkload(), model, examples),
         config.train,
         seed=3,
         mechanism=mechanism,

@@ -21,11 +21,12 @@ from core.config import RunConfig
 from core.errors import ConfigError
 from core.parameters import weights_of
 from core.wire import Record
+from pairing.configuration import parse_config
 from strategies.base import Reply, RoundOutcome, ServerState, arrays_of
 from strategies.fedavg import FedAvgClient
 from strategies.multi_krum import krum_scores, squared_distances
 from strategies.robust import RobustAverage, trimmed_mean
-from strategies.table import build_strategy, parse_config
+from strategies.table import build_strategy
 from tests.unit.strategies import toy
 from tests.unit.strategies.toy import server_task
 

@@ -223,7 +223,7 @@ def build_normed(seed: int) -> nn.Module:
 
 def test_the_pass_of_option_one_leaves_no_trace_but_the_variate() -> None:
     """Buffers are those of the local steps, and the gradient is taken in train() mode."""
-    workload = ToyWorkload(build_normed)
+    workload = ToyWorkload(build=build_normed)
     keys = {"train__batch_size": 4, "train__learning_rate": ETA}
     sent = {}
     for option in ("I", "II"):

@@ -216,7 +216,7 @@ def test_resnet18_with_batch_norm_runs_a_round(name: str) -> None:
         for size in (4, 6)
     ]
     config = config_of(name, train__batch_size=4, train__learning_rate=0.01, partition__clients=2)
-    federation = ToyFederation(config, clients, ToyWorkload(build_resnet))
+    federation = ToyFederation(config, clients, ToyWorkload(build=build_resnet))
     start = dict(federation.state.weights)
     sent = federation.round()
     trainable = {name for name, _ in build_resnet(0).named_parameters()}

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from core.config import RunConfig
-from core.examples import Examples
+from core.examples import Examples, ExampleSet, labelled
 from core.parameters import NamedTensors, ParameterVector, trainable_names, weights_of
 from core.records import EvaluationRecord
+from core.scores import CLASSIFICATION, Score
 from core.seeds import torch_generator
 from core.wire import Record
+from core.workload import Dataset, Objective, Split, Workload
+from pairing.configuration import parse_config
 from strategies.base import (
     ClientTask,
     ClientUpdate,
@@ -22,10 +26,9 @@ from strategies.base import (
     RoundOutcome,
     ServerState,
     ServerTask,
-    Split,
     Strategy,
 )
-from strategies.table import build_strategy, parse_config
+from strategies.table import build_strategy
 
 SIZES = (5, 12, 3)
 
@@ -46,16 +49,57 @@ def client_data(partition_id: int) -> Examples:
     return toy_data(partition_id, SIZES[partition_id])
 
 
+class _Toys:
+    name = "toys"
+    class_names = ("0", "1")
+    num_examples: ClassVar = {"train": sum(SIZES), "validation": 0, "test": 0}
+
+    @property
+    def train_labels(self) -> torch.Tensor:
+        return torch.cat([client_data(k).labels for k in range(len(SIZES))])
+
+    def sha256(self) -> str:
+        raise AssertionError("nobody asks here")
+
+    def content(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        raise AssertionError("nobody asks here")
+
+
 @dataclass(frozen=True)
-class ToyWorkload:
+class ToyWorkload(Workload):
     """Two classes of 2x2 images for a four-layer network, unless a test builds another."""
 
+    name = "toy"
+
+    config: RunConfig = field(default_factory=RunConfig)
+    dataset: Dataset = field(default_factory=_Toys)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     build: Callable[[int], nn.Module] = build_linear
     num_classes: int = 2
     input_shape: tuple[int, int, int] = (1, 2, 2)
 
+    @classmethod
+    def load(cls, config: RunConfig) -> Dataset:
+        return _Toys()
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        return CLASSIFICATION
+
+    def make_model(self) -> nn.Module:
+        raise AssertionError("build_model is another here")
+
     def build_model(self, seed: int) -> nn.Module:
         return self.build(seed)
+
+    def examples(self, indices: torch.Tensor) -> Examples:
+        everything = self.training_examples()
+        return Examples(everything.inputs[indices], everything.labels[indices])
+
+    def objective(
+        self, model: nn.Module, examples: ExampleSet, *, seed: int, partition_id: int | None
+    ) -> Objective:
+        return ToyObjective(self, model, labelled(examples))
 
     def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(model(inputs), labels, reduction="none")
@@ -72,6 +116,32 @@ class ToyWorkload:
 
     def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.to(torch.float32)
+
+
+class Losses(Protocol):
+    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Of each example."""
+
+
+@dataclass(frozen=True)
+class ToyObjective(Objective):
+    """The loss of labelled examples under any workload that has one."""
+
+    workload: Losses
+    model: nn.Module
+    examples: Examples
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.examples)
+
+    @property
+    def device(self) -> torch.device:
+        return self.examples.labels.device
+
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        own = self.examples
+        return self.workload.loss(self.model, own.inputs[batch], own.labels[batch])
 
 
 def config_of(strategy: str, **keys: object) -> RunConfig:
@@ -98,6 +168,7 @@ def client_task(
 ) -> ClientTask:
     """A client's task; its seed is its partition id, its model holds other weights."""
     workload = workload or ToyWorkload()
+    parameters = ParameterVector(workload.build_model(77))
     return ClientTask(
         round=1,
         partition_id=partition_id,
@@ -105,8 +176,9 @@ def client_task(
         received=Record(strategy.broadcast(state)),
         examples=examples,
         state=kept,
-        parameters=ParameterVector(workload.build_model(77)),
+        parameters=parameters,
         workload=workload,
+        objective=ToyObjective(workload, parameters.model, examples),
         device=torch.device("cpu"),
         count_step=count_step,
     )

@@ -1,0 +1,243 @@
+"""The contract that every workload fulfils: what is trained, and how it is judged.
+
+A workload brings data, a model, what a client minimises and an evaluation. It knows no strategy and
+no transport; strategies, server, client, records and report know none by its name. What few
+strategies need beyond an objective is an `Offer`: a workload says which it lacks and why, and
+`pairing.fit` refuses a pair that does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, Self
+
+import torch
+from torch import nn
+
+from core.config import RunConfig
+from core.errors import Problem
+from core.examples import ExampleSet
+from core.groups import EntryWeights, ParameterGroups
+from core.records import EvaluationRecord
+from core.scores import Score
+from core.seeds import seeded_globals
+
+Split = Literal["validation", "test"]
+
+Offer = Literal[
+    "labelled-images", "image-loss", "per-example-gradients", "gradient-steps", "equal-forms"
+]
+"""What a strategy or a feature may need of a workload beyond an objective.
+
+``labelled-images``: its data are a `data.dataset.ImageDataset`. ``image-loss``: labelled images
+alone have a loss, wherever they come from (`ImageWorkload`). ``per-example-gradients``: the loss of
+a batch is the mean of losses that depend on one example each, and nothing else is made of the
+client's data. ``gradient-steps``: all that local steps move, they move by plain steps along the
+gradient. ``equal-forms``: every client trains, and sends, the same entries.
+"""
+
+
+class Dataset(Protocol):
+    """What the platform must know of a workload's data."""
+
+    @property
+    def name(self) -> str:
+        """The source as configured."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of what partitioners deal by: classes, or topics."""
+
+    @property
+    def num_examples(self) -> Mapping[str, int]:
+        """Examples in ``train``, ``validation`` and ``test``."""
+
+    @property
+    def train_labels(self) -> torch.Tensor:
+        """Class of every training example, int64, shape (N,)."""
+
+    def sha256(self) -> str:
+        """A digest of all splits."""
+
+    def content(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Training examples at `indices` (int64, shape (n,)) as stored: to know their owner by."""
+
+
+class Objective(ABC):
+    """What one model is trained by for one round: on a client's examples, or on all there are.
+
+    It is made for the round and forgotten after it. Beside the gradient of `losses`, which the loop
+    in `strategies.local_sgd` follows, it may move entries of its own between steps.
+    """
+
+    @property
+    @abstractmethod
+    def num_examples(self) -> int:
+        """Examples that an epoch visits; batches are indices into them."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where batches of indices are to be."""
+
+    @abstractmethod
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        """What to minimise on a batch: each example's loss, or the loss of the batch as a whole.
+
+        Args:
+            batch: int64, shape (B,).
+
+        Returns:
+            Shape (B,), of which the mean is minimised, or shape ().
+        """
+
+    def before_step(self, batch: torch.Tensor) -> None:
+        """Called before the step on `batch`."""
+        return
+
+    def after_step(self, batch: torch.Tensor) -> None:
+        """Called after the step on `batch`."""
+        return
+
+    def metrics(self) -> Mapping[str, float]:
+        """What it measured, by the names of `Workload.measures`; finite."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Workload(ABC):
+    """A workload on one device.
+
+    Attributes:
+        config: The run.
+        dataset: What `load` gave, or what a client brought.
+        device: Where models and examples live.
+        name: As the configuration names it.
+        sections: Frozen dataclasses of the configuration sections that it reads, by their titles.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    device: torch.device
+
+    name: ClassVar[str]
+    sections: ClassVar[Mapping[str, type]] = {}
+
+    @classmethod
+    def problems(cls, config: RunConfig) -> Iterable[Problem]:
+        """What keeps this workload from running under `config`: keys that do not go together."""
+        return ()
+
+    @classmethod
+    def lacks(cls, config: RunConfig) -> Mapping[Offer, str]:
+        """What it does not offer, each with the reason as a clause that follows its name."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: RunConfig) -> Dataset:
+        """Read the data.
+
+        Raises:
+            DataError: It is missing or unfit.
+        """
+
+    @property
+    @abstractmethod
+    def scores(self) -> tuple[Score, ...]:
+        """What it is judged by; choices are made on the first."""
+
+    @abstractmethod
+    def make_model(self) -> nn.Module:
+        """The model on the CPU, initialised from torch's global generators."""
+
+    @abstractmethod
+    def examples(self, indices: torch.Tensor) -> ExampleSet:
+        """Training examples at `indices` (int64, shape (N,)), on the device."""
+
+    @abstractmethod
+    def objective(
+        self, model: nn.Module, examples: ExampleSet, *, seed: int, partition_id: int | None
+    ) -> Objective:
+        """What a client minimises in one round.
+
+        Args:
+            model: In which it trains; its entries are loaded before the objective is called.
+            examples: The client's own, or all.
+            seed: Of this client and round.
+            partition_id: Whose they are; None for a model trained on all examples in one place.
+        """
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, split: Split) -> EvaluationRecord:
+        """Judge a model on a whole split; it is left in the mode it was in."""
+
+    def build_model(self, seed: int) -> nn.Module:
+        """A freshly initialised model; the same seed gives the same bits on any device.
+
+        Raises:
+            ConfigError: The model does not fit the data, or a configured group is not in it.
+        """
+        with seeded_globals(seed):
+            model = self.make_model()
+        self.groups(model).freeze(model)
+        return model.to(self.device)
+
+    def groups(self, model: nn.Module) -> ParameterGroups:
+        """What of the model is shared, personal and frozen."""
+        return ParameterGroups.of(self.config.groups, model.state_dict())
+
+    def training_examples(self) -> ExampleSet:
+        """The whole training split."""
+        return self.examples(torch.arange(self.dataset.num_examples["train"]))
+
+    def num_training_examples(self, num_examples: int) -> int:
+        """`Objective.num_examples` of a client that holds `num_examples`."""
+        return num_examples
+
+    def weights(self, num_examples: int) -> EntryWeights:
+        """What the entries of a client that holds `num_examples` weigh in an average."""
+        return EntryWeights(num_examples)
+
+    def is_trained(self, entry: str, partition_id: int) -> bool:
+        """Whether this client trains the entry, where it is not frozen; others do not send it."""
+        return True
+
+    def is_judged(self, entry: str) -> bool:
+        """Whether an evaluation depends on the entry."""
+        return True
+
+    def measures(self, partition_id: int) -> tuple[str, ...]:
+        """Names of what a client's objective measures, each ``family/member`` or one word."""
+        return ()
+
+    def with_dataset(self, dataset: Dataset) -> Self:
+        """The same workload on other data of its form."""
+        return dataclasses.replace(self, dataset=dataset)
+
+
+class ImageWorkload(Protocol):
+    """A workload that offers ``image-loss``, as methods see it that send images."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes (C)."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+
+    def build_model(self, seed: int) -> nn.Module:
+        """As `Workload.build_model`."""
+
+    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of each image, shape (B,)."""
+
+    def to_pixels(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Network input to uint8 pixels."""
+
+    def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels to network input."""

@@ -1,0 +1,1 @@
+"""Workloads that learn how to learn: MELTR, and what it is made of."""
