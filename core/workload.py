@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, Self
 
@@ -144,6 +144,12 @@ class Workload(ABC):
         Raises:
             DataError: It is missing or unfit.
         """
+
+    @classmethod
+    def data_key(cls, config: RunConfig) -> Hashable:
+        """All that `load` depends on: data are loaded once for runs of the same key."""
+        own = (options for title, options in config.options.items() if title in cls.sections)
+        return (config.workload, config.data, config.seed, *own)
 
     @property
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,11 @@ class LabelledImageWorkload(Workload):
     """A workload whose model tells images' classes: ``model(inputs)`` are logits, shape (B, C)."""
 
     dataset: ImageDataset
+
+    @classmethod
+    def data_key(cls, config: RunConfig) -> Hashable:
+        """The source, whatever the workload."""
+        return (config.data, config.seed)
 
     @classmethod
     def load(cls, config: RunConfig) -> ImageDataset:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
 
 import torch
 
@@ -21,7 +20,7 @@ WORKLOADS: Mapping[str, type[Workload]] = {
 DATA_KEPT = 2
 """Data sets that a process keeps loaded: those of two runs that take turns."""
 
-_loaded: dict[Any, Dataset] = {}
+_loaded: dict[Hashable, Dataset] = {}
 
 
 def workload_class(name: str) -> type[Workload]:
@@ -61,8 +60,7 @@ def open_workload(config: RunConfig, device: torch.device) -> Workload:
         DataError: The data is missing or unfit.
     """
     kind = workload_class(config.workload)
-    own = tuple(options for title, options in config.options.items() if title in kind.sections)
-    key = (config.workload, config.data, config.seed, own)
+    key = kind.data_key(config)
     if key not in _loaded:
         dataset = kind.load(config)
         while len(_loaded) >= DATA_KEPT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,7 +132,8 @@ def test_the_first_term_alone_is_lite() -> None:
 def exact(problem: Quadratic, w: Weights, damping: float = 0.0) -> torch.Tensor:
     (hessian,) = problem.hessians
     damped = hessian + damping * torch.eye(4, dtype=torch.float64)
-    return -problem.mixing.T @ torch.linalg.solve(damped, w["w"] - problem.target)
+    solution: torch.Tensor = torch.linalg.solve(damped, w["w"] - problem.target)
+    return -problem.mixing.T @ solution
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -176,9 +178,7 @@ def test_stocbio_is_right_in_expectation() -> None:
     sequences = list(itertools.product(range(3), repeat=3))
     for sequence in sequences:
         order = iter(sequence)
-        found = hypergradient(
-            settings, problem.bilevel(), w, phi, lambda order=order: next(order), lambda: 0
-        )
+        found = hypergradient(settings, problem.bilevel(), w, phi, partial(next, order), lambda: 0)
         total += found.gradient["phi"]
         assert next(order, None) is None, "a batch for each factor and one for the mixed term"
     mean = sum(problem.hessians, torch.zeros(4, 4, dtype=torch.float64)) / 3

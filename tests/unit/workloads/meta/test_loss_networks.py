@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
+from torch import nn
 
 from core.parameters import ParameterVector
 from workloads.meta.loss_networks import (
@@ -43,8 +45,9 @@ def test_a_token_is_the_scale_of_a_loss_and_its_task() -> None:
     network = small()
     heads, d = 2, 8
     scale = network.scale_embedding
-    hidden = torch.relu(POINT[:, None] @ scale[0].weight.T + scale[0].bias)
-    tokens = hidden @ scale[2].weight.T + scale[2].bias
+    first, last = (cast(nn.Linear, scale[place]) for place in (0, 2))
+    hidden = torch.relu(POINT[:, None] @ first.weight.T + first.bias)
+    tokens = hidden @ last.weight.T + last.bias
     tokens = tokens + torch.stack([network.task_embedding[task] for task in TASKS])
     layer = network.encoder
     mixed = tokens @ layer.self_attn.in_proj_weight.T + layer.self_attn.in_proj_bias

@@ -11,6 +11,7 @@ from core.examples import Examples, labelled
 from core.groups import EntryWeights
 from core.parameters import ParameterVector, weights_of
 from data.dataset import ImageDataset, LabelledImages
+from models.registry import embedding_of
 from pairing.configuration import parse_config
 from strategies.local_sgd import train_locally
 from workloads.meta.meltr import (
@@ -89,7 +90,7 @@ def test_losses_are_the_tasks() -> None:
     ]
     assert mixup == pytest.approx(0.25 * parts[0] + 0.75 * parts[1], rel=1e-5)
     heads = cast(torch.nn.ModuleDict, model.w["heads"])
-    features = model.w["backbone"].embed(turned(batch.inputs, batch.turns))
+    features = embedding_of(model.w["backbone"]).embed(turned(batch.inputs, batch.turns))
     told = heads["rotation"](features).log_softmax(dim=1)
     assert rotation == pytest.approx(-float(told[rows, batch.turns].mean()), rel=1e-5)
     assert list(heads) == ["rotation"]
