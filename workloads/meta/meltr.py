@@ -470,7 +470,7 @@ class MeltrObjective(Objective):
         Its gradient in w is made of the partial derivatives in the losses, which are measured on
         the way.
         """
-        found = self._model(self._task_batch(self._training_pool[batch]))
+        found: torch.Tensor = self._model(self._task_batch(self._training_pool[batch]))
         if not self._options.learns:
             learned, partials = found.sum().detach(), torch.ones_like(found)
         else:
