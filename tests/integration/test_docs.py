@@ -25,6 +25,76 @@ def strategy_of_the_page(tmp_path: Path) -> str:
     return f"{path}:EqualAverage"
 
 
+@pytest.fixture
+def workload_of_the_page(tmp_path: Path) -> str:
+    """The page's blocks, one after the other."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (DOCS / "adding-a-workload.md").read_text(), flags=re.DOTALL
+    )
+    path = tmp_path / "thermometers.py"
+    # The last one continues the class of the block before.
+    path.write_text("\n\n".join(blocks[:-1]) + "\n" + blocks[-1])
+    return f"{path}:Thermometers"
+
+
+SITES: Mapping[str, object] = {
+    "strategy": "fedavg",
+    "rounds": 5,
+    "evaluate-every": 5,
+    "partition.clients": 3,
+    "partition.scheme": "pathological",
+    "partition.classes-per-client": 1,
+    "train.learning-rate": 0.2,
+    "train.local-epochs": 5,
+    "engine.kind": "in-process",
+}
+
+
+def test_the_workload_of_the_page_learns_and_is_reported_by_its_own_scores(
+    workload_of_the_page: str, federate: Federate
+) -> None:
+    path = federate({**SITES, "workload": workload_of_the_page, "thermometers.noise": 0.05})
+    first, *_, last = RunFolder.open(path).read_rounds()
+    assert first.test is not None and last.test is not None
+    assert list(last.test.scores) == ["r2", "rmse"]
+    assert last.test.primary > 0.5 > first.test.primary
+    assert last.test.scores["rmse"] ** 2 == pytest.approx(last.test.loss)
+    assert {"error/morning", "error/noon", "error/evening"} <= last.server.keys()
+    page = render(compare_runs([path]))
+    assert "ariance explained" in page and "ccuracy" not in page
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"strategy": "scaffold", "groups.personal": "head"},
+        {"groups.frozen": "body"},
+        {"strategy": "local"},
+        {"strategy": "centralized"},
+        {
+            "privacy.mechanism": "dp-sgd",
+            "privacy.noise-multiplier": 1.0,
+            "privacy.delta": 1e-4,
+            "privacy.accountant": "rdp",
+            "train.local-epochs": 1,
+        },
+    ],
+    ids=["personal", "frozen", "local", "centralized", "dp-sgd"],
+)
+def test_the_workload_of_the_page_runs_as_others_do(
+    workload_of_the_page: str, keys: Mapping[str, object], federate: Federate
+) -> None:
+    path = federate({**SITES, "rounds": 2, "workload": workload_of_the_page, **keys})
+    last = RunFolder.open(path).read_rounds()[-1]
+    assert RunFolder.open(path).read_json("run")["status"] == "complete"
+    assert last.round == 2
+
+
+def test_the_workload_of_the_page_refuses_what_it_has_not(workload_of_the_page: str) -> None:
+    with pytest.raises(ConfigError, match="is trained on temperatures and has no images; take an"):
+        parse_config({"workload": workload_of_the_page, "strategy": "feddm"})
+
+
 def final_weights(path: Path) -> dict[str, torch.Tensor]:
     return load_file(RunFolder.open(path).checkpoint(2))
 
