@@ -14,6 +14,8 @@ from core.scores import ACCURACY, MACRO_F1
 def evaluation_of(confusion: npt.NDArray[np.int64], mean_loss: float) -> EvaluationRecord:
     """Accuracy, macro-F1 and per-class accuracy.
 
+    Macro-F1 is the mean of the classes' F1; a class never seen nor predicted counts 0.
+
     Args:
         confusion: Counts, shape (C, C), row = true class, column = predicted class; not all zero.
         mean_loss: Mean cross-entropy, nats.

@@ -22,7 +22,7 @@ from core.errors import Problem
 from core.examples import ExampleSet
 from core.groups import EntryWeights, ParameterGroups
 from core.records import EvaluationRecord
-from core.scores import Score
+from core.scores import Scores
 from core.seeds import seeded_globals
 
 Split = Literal["validation", "test"]
@@ -153,7 +153,7 @@ class Workload(ABC):
 
     @property
     @abstractmethod
-    def scores(self) -> tuple[Score, ...]:
+    def scores(self) -> Scores:
         """What it is judged by; choices are made on the first."""
 
     @abstractmethod

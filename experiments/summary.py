@@ -159,7 +159,7 @@ def _seed(run: LoadedRun) -> int:
 
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("test, %", lambda row: percent(row.test_accuracy)),
-    ("worst client, %", lambda row: percent(row.worst_client_score)),
+    ("worst client, %", lambda row: percent(row.worst_client_accuracy)),
     ("uploaded", lambda row: amount_of_bytes(row.bytes_up)),
     ("client s", lambda row: seconds(row.client_s)),
 )
@@ -251,7 +251,7 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "test_accuracy": _statistic(row.test_accuracy if row else None),
         "accuracy_at_best_validation": _statistic(cell.at_best_validation),
         "best_rounds": [record.round for record in cell.best_rounds],
-        "worst_client_score": _statistic(row.worst_client_score if row else None),
+        "worst_client_accuracy": _statistic(row.worst_client_accuracy if row else None),
         "macro_f1": _statistic(row.macro_f1 if row else None),
         "bytes_up": _statistic(row.bytes_up if row else None),
         "bytes_down": _statistic(row.bytes_down if row else None),

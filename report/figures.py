@@ -532,7 +532,7 @@ def _box(values: Sequence[float], row: int, style: Style) -> dict[str, Any]:
 
 
 def confusion(method: Method, class_names: Sequence[str]) -> Figure | None:
-    """Confusion matrix at the final round, counts summed over seeds; None without evaluation.
+    """Confusion matrix at the final round, counts summed over seeds; None without classes.
 
     Colour is the share of the true class, so that rows of unequal size compare.
     """

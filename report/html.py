@@ -310,7 +310,7 @@ def _class_tables(methods: Sequence[Method]) -> list[_ClassTable]:
     tables: dict[tuple[str, ...], list[tuple[Method, tuple[float | None, ...]]]] = {}
     for method in methods:
         tests = [run.final.test for run in method.runs if run.final and run.final.test]
-        recalls = [test.per_class_accuracy for test in tests if test.per_class_accuracy is not None]
+        recalls = [r for test in tests if (r := test.per_class_accuracy) is not None]
         if recalls:
             columns = zip(*recalls, strict=True)
             statistics = [Statistic.of(column) for column in columns]

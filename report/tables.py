@@ -53,7 +53,7 @@ class Row:
         method: The runs behind the row.
         test_accuracy: At the last evaluated round.
         macro_f1: On test, at the last evaluated round.
-        worst_client_score: At the last evaluated round.
+        worst_client_accuracy: At the last evaluated round.
         accuracy_at_best_validation: Test accuracy at each seed's round of highest validation
             accuracy, the earliest of equals.
         bytes_up: From all clients.
@@ -71,7 +71,7 @@ class Row:
     method: Method
     test_accuracy: Statistic | None
     macro_f1: Statistic | None
-    worst_client_score: Statistic | None
+    worst_client_accuracy: Statistic | None
     accuracy_at_best_validation: Statistic | None
     bytes_up: Statistic | None
     bytes_down: Statistic | None
@@ -99,7 +99,7 @@ def _row(method: Method) -> Row:
         method=method,
         test_accuracy=Statistic.of(test.primary if test else None for test in tests),
         macro_f1=Statistic.of(test.scores.get("macro_f1") if test else None for test in tests),
-        worst_client_score=Statistic.of(
+        worst_client_accuracy=Statistic.of(
             final.worst_client_score if final else None for final in finals
         ),
         accuracy_at_best_validation=Statistic.of(
@@ -270,7 +270,7 @@ COLUMNS = (
     Column("Seeds", lambda row: seeds_text(row.method.seeds)),
     Column("Test accuracy, %", lambda row: percent(row.test_accuracy)),
     Column("Macro-F1, %", lambda row: percent(row.macro_f1)),
-    Column("Worst client, %", lambda row: percent(row.worst_client_score)),
+    Column("Worst client, %", lambda row: percent(row.worst_client_accuracy)),
     Column("At best validation, %", lambda row: percent(row.accuracy_at_best_validation)),
     Column("Best round", lambda row: rounds_text(row.best_rounds)),
     Column("Uploaded", lambda row: amount_of_bytes(row.bytes_up)),
@@ -305,7 +305,7 @@ def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
 _MEASURES: tuple[tuple[str, Callable[[Row], Statistic | None]], ...] = (
     ("test_accuracy", lambda row: row.test_accuracy),
     ("macro_f1", lambda row: row.macro_f1),
-    ("worst_client_score", lambda row: row.worst_client_score),
+    ("worst_client_accuracy", lambda row: row.worst_client_accuracy),
     ("accuracy_at_best_validation", lambda row: row.accuracy_at_best_validation),
     ("bytes_up", lambda row: row.bytes_up),
     ("bytes_down", lambda row: row.bytes_down),

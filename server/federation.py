@@ -534,7 +534,8 @@ def _useless(round: int, outcome: RoundOutcome, judged: FederatedEvaluation | No
     tensors = [*outcome.state.weights.values(), *outcome.state.slots.values()]
     numbers = list(outcome.metrics.values())
     if judged is not None:
-        numbers += [judged.validation.loss, judged.test.loss]
+        for one in (judged.validation, judged.test):
+            numbers += [one.loss, *one.scores.values()]
     if all(map(_is_finite, tensors)) and all(map(math.isfinite, numbers)):
         return None
     return (

@@ -27,7 +27,6 @@ from core.records import (
     refuse_unknown_schema,
     write_whole,
 )
-from core.scores import scores_to_json
 from data.dataset import ImageDataset, image_dataset
 from data.partition import Partition
 from pairing.configuration import config_keys
@@ -232,7 +231,7 @@ class Recorder:
         if (folder.path / "run.json").exists():
             run = folder.read_json("run")
             refuse_unknown_schema(str(folder.path / "run.json"), run.get("schema"))
-            if run["schema"] != SCHEMA_VERSION:
+            if run["schema"] == 1:
                 raise RecordError(
                     f"{folder.path / 'run.json'} has schema {run['schema']}, of an earlier version "
                     "of Tessera, which did not keep which replies were counted; its run can be "
@@ -402,7 +401,7 @@ class Recorder:
             "identity": self._identity,
             "data_sha256": self._data_sha256,
             "class_names": list(self._preparation.workload.dataset.class_names),
-            "scores": scores_to_json(self._preparation.workload.scores),
+            "scores": self._preparation.workload.scores.to_json(),
             "started": self._started,
             "ended": _now() if end else None,
             "rounds_done": self._rounds_done,

@@ -18,7 +18,7 @@ import numpy as np
 
 from core.metrics import evaluation_of, expected_accuracy
 from core.records import EvaluationRecord
-from core.scores import Score
+from core.scores import Scores
 from core.wire import Array, ArraySpec, Metric, RecordSpec
 from strategies.base import FederatedEvaluation, Reply
 
@@ -26,7 +26,7 @@ _SPLITS = ("validation", "test")
 _OWN = "own_score"
 
 
-def told_spec(scores: Sequence[Score], num_classes: int) -> RecordSpec:
+def told_spec(scores: Scores, num_classes: int) -> RecordSpec:
     """What a client adds to its reply; `num_classes` is 0 for a workload without classes."""
     losses = tuple(f"{split}_loss" for split in _SPLITS)
     if num_classes:
@@ -72,7 +72,7 @@ def told_faults(reply: Reply) -> list[str]:
 
 def pooled(
     told: Mapping[int, Reply],
-    scores: Sequence[Score],
+    scores: Scores,
     num_examples: Mapping[str, int],
     clients: int,
 ) -> FederatedEvaluation | None:
@@ -87,14 +87,14 @@ def pooled(
     if not told:
         return None
     replies = [told[k] for k in sorted(told)]
-    key = _OWN if _OWN in replies[0].record.metrics else f"test_{scores[0].name}"
+    key = _OWN if _OWN in replies[0].record.metrics else f"test_{scores.primary.name}"
     own = {k: float(reply.record.metrics[key]) for k, reply in told.items()}
     validation, test = (_mean(replies, split, scores, num_examples[split]) for split in _SPLITS)
     return FederatedEvaluation(validation, test, [own.get(k) for k in range(clients)])
 
 
 def _mean(
-    replies: Sequence[Reply], split: str, scores: Sequence[Score], num_examples: int
+    replies: Sequence[Reply], split: str, scores: Scores, num_examples: int
 ) -> EvaluationRecord:
     """The mean over clients' models; every client judged the same examples."""
     loss = _average(reply.record.metrics[f"{split}_loss"] for reply in replies)

@@ -14,7 +14,7 @@ from core.config import RunConfig
 from core.examples import Examples
 from core.metrics import evaluation_of
 from core.records import EvaluationRecord
-from core.scores import ACCURACY, MACRO_F1, Score
+from core.scores import CLASSIFICATION, Scores
 from core.workload import Split, Workload
 from data.dataset import ImageDataset
 from data.sources import load_dataset
@@ -39,9 +39,9 @@ class LabelledImageWorkload(Workload):
         return load_dataset(config.data, config.seed)
 
     @property
-    def scores(self) -> tuple[Score, ...]:
+    def scores(self) -> Scores:
         """Accuracy and macro-F1."""
-        return ACCURACY, MACRO_F1
+        return CLASSIFICATION
 
     @property
     def num_classes(self) -> int:

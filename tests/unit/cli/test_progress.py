@@ -22,6 +22,7 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     RunFolder(tmp_path).write_json("config", {"strategy": "feddm"})
+    RunFolder(tmp_path).write_json("run", {})
     return tmp_path
 
 

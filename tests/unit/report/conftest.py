@@ -302,7 +302,7 @@ def judged_as(
             if accuracy is None:
                 record[split] = None
             else:
-                record[split]["accuracy"] = accuracy
+                record[split]["scores"]["accuracy"] = accuracy
         record["bytes_up"] = bytes_up * started
         record["bytes_down"] = 3 * bytes_up * started
         record["seconds"] |= {"client_sum": client_s * started, "server": 0.5 * started}

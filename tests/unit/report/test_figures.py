@@ -166,9 +166,8 @@ def test_confusion_counts_are_summed_over_seeds(methods: tuple[Method, ...]) -> 
     method = methods[1]
     figure = figures.confusion(method, method.runs[0].class_names)
     assert figure is not None
-    counts = np.sum(
-        [r.final.test.confusion or [] for r in method.runs if r.final and r.final.test], 0
-    )
+    tests = [run.final.test for run in method.runs if run.final and run.final.test]
+    counts = np.sum([test.confusion for test in tests if test.confusion is not None], 0)
     trace = figure["data"][0]
     np.testing.assert_array_equal(
         [[cell[2] for cell in row] for row in trace["customdata"]], counts

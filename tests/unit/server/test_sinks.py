@@ -33,7 +33,7 @@ SCALARS_OF_AN_EVALUATION = {
     "test/accuracy",
     "test/loss",
     "test/macro_f1",
-    "test/worst_client_score",
+    "test/worst_client_accuracy",
 }
 
 
@@ -139,8 +139,23 @@ def test_scalars_are_the_record_under_slashed_names() -> None:
         "test/accuracy": 0.25,
         "test/loss": 1.75,
         "test/macro_f1": 0.125,
-        "test/worst_client_score": 0.25,
+        "test/worst_client_accuracy": 0.25,
     }
+
+
+def test_the_scores_of_any_workload_go_out_under_their_names() -> None:
+    scores = {"recall_at_1": 0.25, "median_rank": 3.0}
+    test = dataclasses.replace(judged(0.5), scores=scores, per_class_accuracy=None, confusion=None)
+    told = dataclasses.replace(record(2), test=test, validation=None)
+    of_the_test = {k: v for k, v in scalars_of(told, hides_counts=False).items() if "test/" in k}
+    assert of_the_test == {
+        "test/recall_at_1": 0.25,
+        "test/median_rank": 3.0,
+        "test/loss": 1.5,
+        "test/worst_client_recall_at_1": 0.25,
+    }
+    unknown = dataclasses.replace(told, client_scores=None, worst_client_score=None)
+    assert "test/worst_client_recall_at_1" not in scalars_of(unknown, hides_counts=False)
 
 
 def test_a_round_without_evaluation_has_no_accuracies() -> None:
@@ -510,7 +525,7 @@ def test_no_sink_of_a_private_run_learns_how_clients_fare(
     for sink in open_sinks(config, folder, 0):  # round 0 reaches W&B and MLflow as a kept one
         sink.round(record(1))
         sink.close("complete")
-    expected = SCALARS_OF_EVERY_ROUND | SCALARS_OF_AN_EVALUATION - {"test/worst_client_score"}
+    expected = SCALARS_OF_EVERY_ROUND | SCALARS_OF_AN_EVALUATION - {"test/worst_client_accuracy"}
     assert set(events_in(folder)) == expected
     assert [set(data) for _, data in run.logged] == [expected, expected]
     in_mlflow = metrics_in(store, folder.read_json("sinks")["mlflow"])

@@ -5,14 +5,16 @@ import pytest
 
 from core.metrics import evaluation_of
 from core.records import EvaluationRecord
-from core.scores import CLASSIFICATION, Score
+from core.scores import CLASSIFICATION, Score, Scores
 from core.wire import Record
 from strategies.base import Reply
 from strategies.told import pooled, tell, told_faults, told_spec
 
-RANKS = (
-    Score("recall", "recall", is_percent=True),
-    Score("rank", "rank", is_percent=False, higher_is_better=False),
+RANKS = Scores(
+    [
+        Score("recall", "recall", is_percent=True),
+        Score("rank", "rank", is_percent=False, higher_is_better=False),
+    ]
 )
 FIRST, SECOND = np.array([[3, 1], [0, 4]]), np.array([[2, 2], [4, 0]])
 
@@ -54,7 +56,7 @@ def test_without_classes_scores_are_averaged() -> None:
 
 
 @pytest.mark.parametrize(("scores", "num_classes"), [(CLASSIFICATION, 2), (RANKS, 0)])
-def test_what_is_told_fits_its_form(scores: tuple[Score, ...], num_classes: int) -> None:
+def test_what_is_told_fits_its_form(scores: Scores, num_classes: int) -> None:
     judged = (
         evaluation_of(FIRST, 0.5)
         if num_classes

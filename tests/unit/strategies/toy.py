@@ -14,7 +14,7 @@ from core.config import RunConfig
 from core.examples import Examples, ExampleSet, labelled
 from core.parameters import NamedTensors, ParameterVector, trainable_names, weights_of
 from core.records import EvaluationRecord
-from core.scores import CLASSIFICATION, Score
+from core.scores import CLASSIFICATION, Scores
 from core.seeds import torch_generator
 from core.wire import Record
 from core.workload import Dataset, Objective, Split, Workload
@@ -83,7 +83,7 @@ class ToyWorkload(Workload):
         return _Toys()
 
     @property
-    def scores(self) -> tuple[Score, ...]:
+    def scores(self) -> Scores:
         return CLASSIFICATION
 
     def make_model(self) -> nn.Module:
