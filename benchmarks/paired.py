@@ -44,7 +44,7 @@ class Outcome:
         final = run.final
         assert final is not None and final.test is not None, "a complete run was judged"
         spent = [record.seconds["client_sum"] for record in run.rounds if record.round > 0]
-        return cls(final.test.accuracy, min(spent))
+        return cls(final.test.primary, min(spent))
 
 
 Outcomes = dict[tuple[str, str], dict[int, Outcome]]

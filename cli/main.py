@@ -425,7 +425,7 @@ def _run_json(run: LoadedRun) -> dict[str, Any]:
     """The figures of one run."""
     final = run.final
     figures = {
-        split: {"accuracy": e.accuracy, "macro_f1": e.macro_f1, "loss": e.loss}
+        split: {**e.scores, "loss": e.loss}
         for split in ("validation", "test")
         if final is not None and (e := getattr(final, split)) is not None
     }
@@ -439,7 +439,7 @@ def _run_json(run: LoadedRun) -> dict[str, Any]:
         "rounds": run.rounds_done,
         "validation": figures.get("validation"),
         "test": figures.get("test"),
-        "worst_client_accuracy": final.worst_client_accuracy if final else None,
+        f"worst_client_{run.scores.primary.name}": final.worst_client_score if final else None,
         "bytes_up": sum(record.bytes_up for record in run.rounds),
         "bytes_down": sum(record.bytes_down for record in run.rounds),
         "client_s": sum(record.seconds["client_sum"] for record in run.rounds),

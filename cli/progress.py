@@ -24,6 +24,7 @@ from server.progress import (
     epsilon_told,
     failure_line,
     going_on,
+    primary_score,
     round_line,
 )
 from strategies.table import strategy_class
@@ -70,6 +71,7 @@ class LiveProgress:
         self._steps_folder = RunFolder(folder).progress
         strategy = RunFolder(folder).read_json("config")["strategy"]
         self._kind_of_step = strategy_class(str(strategy)).step_name
+        self._score = primary_score(folder)
         self._rounds, self._clients, self._steps_per_round = rounds, 0, 0
         self._round = self._done = self._done_before = rounds_done
         self._replied = self._steps = self._steps_before = 0
@@ -109,7 +111,8 @@ class LiveProgress:
         self._done = record.round
         if record.round > 0:
             self._finished_s += time.monotonic() - self._round_began
-        self._print(round_line(record, self._rounds, epsilon_told(record, self._folder)))
+        told = epsilon_told(record, self._folder)
+        self._print(round_line(record, self._rounds, self._score, told))
 
     def run_ended(self, status: str) -> None:
         """Take the bars away and say how it ended."""

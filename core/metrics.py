@@ -8,17 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 from core.records import EvaluationRecord
+from core.scores import ACCURACY, MACRO_F1
 
 
 def evaluation_of(confusion: npt.NDArray[np.int64], mean_loss: float) -> EvaluationRecord:
     """Accuracy, macro-F1 and per-class accuracy.
+
+    Macro-F1 is the mean of the classes' F1; a class never seen nor predicted counts 0.
 
     Args:
         confusion: Counts, shape (C, C), row = true class, column = predicted class; not all zero.
         mean_loss: Mean cross-entropy, nats.
 
     >>> record = evaluation_of(np.array([[2, 0, 0], [1, 1, 0], [0, 0, 0]]), 0.5)
-    >>> record.accuracy, record.per_class_accuracy
+    >>> record.primary, record.per_class_accuracy
     (0.75, [1.0, 0.5, None])
     """
     correct = np.diag(confusion).astype(np.float64)
@@ -27,8 +30,10 @@ def evaluation_of(confusion: npt.NDArray[np.int64], mean_loss: float) -> Evaluat
     return EvaluationRecord(
         num_examples=int(true.sum()),
         loss=mean_loss,
-        accuracy=float(correct.sum() / true.sum()),
-        macro_f1=float((2 * correct / support).mean()),
+        scores={
+            ACCURACY.name: float(correct.sum() / true.sum()),
+            MACRO_F1.name: float((2 * correct / support).mean()),
+        },
         per_class_accuracy=[
             float(hits / count) if count else None
             for hits, count in zip(correct, true, strict=True)

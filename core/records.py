@@ -2,7 +2,8 @@
 
 Layout, all paths relative to the run folder::
 
-    run.json               status, failure, command, identity, data, class names, times, schema
+    run.json               status, failure, command, identity, data, class names, scores, times,
+                           schema
     config.json            the resolved configuration, flat keys
     nodes.json             on a network: which node, key and images each client had
     network.json           on a network: what it counted, bytes and seconds
@@ -36,10 +37,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import RecordError
+from core.scores import ACCURACY, CLASSIFICATION, MACRO_F1, Scores
 
-SCHEMA_VERSION = 2
-READABLE_SCHEMAS = (1, 2)
-"""Schemas of run folders that this version reads: 1 did not tell apart how a client failed."""
+SCHEMA_VERSION = 3
+READABLE_SCHEMAS = (1, 2, 3)
+"""Schemas of run folders that this version reads: 1 did not tell apart how a client failed, and 1
+and 2 knew the scores of classification alone."""
 
 ReplyOutcome = Literal["counted", "refused", "failed", "dropped", "late", "surplus"]
 """What came of a client's request.
@@ -55,20 +58,25 @@ class EvaluationRecord:
     """How well a model did on one split.
 
     Attributes:
-        num_examples: Images judged.
-        loss: Mean cross-entropy, nats.
-        accuracy: Share classified correctly.
-        macro_f1: Mean of the classes' F1; a class never seen nor predicted counts 0.
-        per_class_accuracy: Recall of each class; None where the split has no image of it.
-        confusion: Counts, row = true class, column = predicted class.
+        num_examples: Examples judged.
+        loss: Mean of the workload's primary loss, such as cross-entropy in nats.
+        scores: By name, in the order of the workload's `core.scores.Scores`: the first is the
+            primary one.
+        per_class_accuracy: Recall of each class, itself None where the split has no example of it;
+            None where the workload has no classes.
+        confusion: Counts, row = true class, column = predicted class; likewise.
     """
 
     num_examples: int
     loss: float
-    accuracy: float
-    macro_f1: float
-    per_class_accuracy: list[float | None]
-    confusion: list[list[int]]
+    scores: Mapping[str, float]
+    per_class_accuracy: list[float | None] | None
+    confusion: list[list[int]] | None
+
+    @property
+    def primary(self) -> float:
+        """The primary score: what choices are made on."""
+        return next(iter(self.scores.values()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +108,11 @@ class RoundRecord:
         round: 0 is the initial model, before any training.
         validation: What choices are made on; None in a round without evaluation.
         test: What is reported; None in a round without evaluation.
-        client_accuracy: For each partition, the expected test accuracy on its own label
-            distribution: per-class test accuracy weighted by the client's class shares; None for
-            a client that failed where only it could tell.
-        worst_client_accuracy: The least of them.
+        client_scores: For each partition, the primary score that its client may expect on its own
+            data: with classes, per-class test accuracy weighted by the client's class shares; None
+            for a client that failed where only it could tell. None where clients are not told
+            apart, and in a round without evaluation.
+        worst_client_score: The least of them.
         bytes_down: Sum over clients, this round.
         bytes_up: Sum over clients, this round.
         clients: One entry per client asked, by partition id.
@@ -117,8 +126,8 @@ class RoundRecord:
     round: int
     validation: EvaluationRecord | None
     test: EvaluationRecord | None
-    client_accuracy: list[float | None] | None
-    worst_client_accuracy: float | None
+    client_scores: list[float | None] | None
+    worst_client_score: float | None
     bytes_down: int
     bytes_up: int
     clients: Sequence[ClientRecord]
@@ -129,8 +138,8 @@ class RoundRecord:
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
         # `asdict` copies number by number, which takes thousands of clients longer than to write.
-        values = dataclasses.asdict(dataclasses.replace(self, client_accuracy=None))
-        return values | {"client_accuracy": self.client_accuracy}
+        values = dataclasses.asdict(dataclasses.replace(self, client_scores=None))
+        return values | {"client_scores": self.client_scores}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RoundRecord:
@@ -141,21 +150,67 @@ class RoundRecord:
         """
         refuse_unknown_schema("round record", values.get("schema"))
         try:
-            fields = dict(values) | {"schema": SCHEMA_VERSION}
-            if values["schema"] == 1:
-                fields["clients"] = [
-                    {**c, "outcome": "counted" if c["failure"] is None else "failed"}
-                    for c in values["clients"]
-                ]
+            fields = _as_schema_3(values)
             for split in ("validation", "test"):
                 if fields[split] is not None:
-                    fields[split] = EvaluationRecord(**fields[split])
+                    fields[split] = _evaluation(fields[split])
             fields["clients"] = [ClientRecord(**client) for client in fields["clients"]]
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise RecordError(
                 f"round record does not fit schema {SCHEMA_VERSION}: {error}"
             ) from error
+
+
+_RENAMED_IN_SCHEMA_3 = (
+    ("client_accuracy", "client_scores"),
+    ("worst_client_accuracy", "worst_client_score"),
+)
+
+
+def _as_schema_3(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record of any schema under the names of this one."""
+    fields = dict(values) | {"schema": SCHEMA_VERSION}
+    if values["schema"] == 1:
+        fields["clients"] = [
+            {**c, "outcome": "counted" if c["failure"] is None else "failed"}
+            for c in values["clients"]
+        ]
+    if values["schema"] < 3:
+        for before, now in _RENAMED_IN_SCHEMA_3:
+            fields[now] = fields.pop(before)
+        for split in ("validation", "test"):
+            if fields[split] is not None:
+                evaluation = {**fields[split]}
+                names = (ACCURACY.name, MACRO_F1.name)
+                evaluation["scores"] = {name: evaluation.pop(name) for name in names}
+                fields[split] = evaluation
+    return fields
+
+
+def _evaluation(values: Mapping[str, Any]) -> EvaluationRecord:
+    record = EvaluationRecord(**values)
+    if not isinstance(record.scores, dict) or not record.scores:
+        raise TypeError(f"scores={record.scores!r} must be an object of at least one score")
+    return record
+
+
+def scores_of(run: Mapping[str, Any], path: Path) -> Scores:
+    """What a run is judged by; before runs said so, all were of classification.
+
+    Args:
+        run: Content of its ``run.json``.
+        path: Of that file, for the error.
+
+    Raises:
+        RecordError: It tells what cannot be scores.
+    """
+    if (told := run.get("scores")) is None:
+        return CLASSIFICATION
+    try:
+        return Scores.from_json(told)
+    except ValueError as error:
+        raise RecordError(f"{path} has scores that cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

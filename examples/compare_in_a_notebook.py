@@ -26,7 +26,7 @@ fedavg = tessera.run(shared, strategy="fedavg", train={"learning_rate": 0.1})
 
 # %% A run is what it recorded, round by round.
 for run in (feddm, fedavg):
-    accuracies = [f"{record.test.accuracy:.1%}" for record in run.rounds if record.test]
+    accuracies = [f"{record.test.primary:.1%}" for record in run.rounds if record.test]
     print(run.strategy, "test accuracy by round:", ", ".join(accuracies))
 
 # %% Side by side, and as one HTML file.

@@ -483,7 +483,7 @@ class _WithoutTest:
         self._progress.server_started()
 
     def round_ended(self, record: RoundRecord) -> None:
-        untold = replace(record, test=None, client_accuracy=None, worst_client_accuracy=None)
+        untold = replace(record, test=None, client_scores=None, worst_client_score=None)
         self._progress.round_ended(untold)
 
     def run_ended(self, status: str) -> None:

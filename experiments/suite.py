@@ -170,7 +170,7 @@ class SuiteRun:
 
 def last_validation_accuracy(run: LoadedRun) -> float | None:
     """In the last round that tells one; in [0, 1]."""
-    judged = (r.validation.accuracy for r in reversed(run.rounds) if r.validation is not None)
+    judged = (r.validation.primary for r in reversed(run.rounds) if r.validation is not None)
     return next(judged, None)
 
 

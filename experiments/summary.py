@@ -88,7 +88,7 @@ class Cell:
     def validation(self) -> Statistic | None:
         """Validation accuracy after the last round."""
         finals = [run.final for run in self.runs]
-        return Statistic.of(r.validation.accuracy if r and r.validation else None for r in finals)
+        return Statistic.of(r.validation.primary if r and r.validation else None for r in finals)
 
     @property
     def best_rounds(self) -> tuple[RoundRecord, ...]:
@@ -98,7 +98,7 @@ class Cell:
     @property
     def at_best_validation(self) -> Statistic | None:
         """Test accuracy in those rounds."""
-        return Statistic.of(r.test.accuracy if r.test else None for r in self.best_rounds)
+        return Statistic.of(r.test.primary if r.test else None for r in self.best_rounds)
 
     @property
     def row(self) -> Row | None:

@@ -232,17 +232,17 @@ def _seeds(entry: Entry) -> str:
 
 def _final_accuracy(entry: Entry) -> Statistic | None:
     finals = [run.final for run in entry.complete]
-    return Statistic.of(final.test.accuracy if final and final.test else None for final in finals)
+    return Statistic.of(final.test.primary if final and final.test else None for final in finals)
 
 
 def _worst_client(entry: Entry) -> Statistic | None:
     finals = [run.final for run in entry.complete]
-    return Statistic.of(final.worst_client_accuracy if final else None for final in finals)
+    return Statistic.of(final.worst_client_score if final else None for final in finals)
 
 
 def _best_accuracy(entry: Entry) -> Statistic | None:
     best = [best_round(run) for run in entry.complete]
-    return Statistic.of(record.test.accuracy if record and record.test else None for record in best)
+    return Statistic.of(record.test.primary if record and record.test else None for record in best)
 
 
 def _best_rounds(entry: Entry) -> str:

@@ -54,7 +54,7 @@ def curve(runs: Sequence[LoadedRun]) -> Curve:
     per_seed: list[dict[int, tuple[float, Spent, float]]] = []
     for run in runs:
         points = {
-            record.round: (record.test.accuracy, spent, record.seconds["elapsed"])
+            record.round: (record.test.primary, spent, record.seconds["elapsed"])
             for record, spent in zip(run.rounds, spending(run), strict=True)
             if record.test is not None
         }

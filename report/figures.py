@@ -429,7 +429,7 @@ def client_accuracy(methods: Sequence[Method]) -> Figure:
             (100 * accuracy, client, run.seed)
             for run in method.runs
             if run.final is not None
-            for client, accuracy in enumerate(run.final.client_accuracy or [])
+            for client, accuracy in enumerate(run.final.client_scores or [])
             if accuracy is not None
         ]
         worst = [
@@ -532,11 +532,12 @@ def _box(values: Sequence[float], row: int, style: Style) -> dict[str, Any]:
 
 
 def confusion(method: Method, class_names: Sequence[str]) -> Figure | None:
-    """Confusion matrix at the final round, counts summed over seeds; None without evaluation.
+    """Confusion matrix at the final round, counts summed over seeds; None without classes.
 
     Colour is the share of the true class, so that rows of unequal size compare.
     """
-    matrices = [run.final.test.confusion for run in method.runs if run.final and run.final.test]
+    tests = [run.final.test for run in method.runs if run.final and run.final.test]
+    matrices = [test.confusion for test in tests if test.confusion is not None]
     if not matrices:
         return None
     counts = np.sum(matrices, axis=0)

@@ -121,7 +121,7 @@ def render(comparison: Comparison) -> str:
         several_seeds=any(len(method.runs) > 1 for method in methods),
         networked=any(run.network is not None for run in comparison.runs),
         left_out=left_out_of_costs(comparison.runs),
-        undotted=any(None in (r.final.client_accuracy or ()) for r in comparison.runs if r.final),
+        undotted=any(None in (r.final.client_scores or ()) for r in comparison.runs if r.final),
         lacking=[m.label for m in methods if any(run.lacks_clients for run in m.runs)],
         silent=[m.label for m in judged if uploads_no_update(m.runs)],
         idle=[m.label for m in judged if not trains_on_clients(m.runs)],
@@ -310,8 +310,9 @@ def _class_tables(methods: Sequence[Method]) -> list[_ClassTable]:
     tables: dict[tuple[str, ...], list[tuple[Method, tuple[float | None, ...]]]] = {}
     for method in methods:
         tests = [run.final.test for run in method.runs if run.final and run.final.test]
-        if tests:
-            columns = zip(*(test.per_class_accuracy for test in tests), strict=True)
+        recalls = [r for test in tests if (r := test.per_class_accuracy) is not None]
+        if recalls:
+            columns = zip(*recalls, strict=True)
             statistics = [Statistic.of(column) for column in columns]
             means = tuple(None if value is None else value.mean for value in statistics)
             tables.setdefault(method.class_names, []).append((method, means))
@@ -349,7 +350,7 @@ def _range(values: npt.NDArray[np.int64]) -> str:
 
 def _num_told(method: Method) -> int:
     """Clients whose accuracy at the final round is on record, all seeds together."""
-    finals = [run.final.client_accuracy or [] for run in method.runs if run.final]
+    finals = [run.final.client_scores or [] for run in method.runs if run.final]
     return sum(accuracy is not None for told in finals for accuracy in told)
 
 

@@ -28,7 +28,9 @@ from core.records import (
     RoundRecord,
     RunFolder,
     refuse_unknown_schema,
+    scores_of,
 )
+from core.scores import Scores
 from data.partition import Partition
 from server.spending import read_spending
 
@@ -172,7 +174,9 @@ class LoadedRun:
         partition: None where the run did not get that far.
         privacy: None where the run did not get that far.
         rounds: Complete round records, ascending.
-        class_names: In label order; the numbers themselves where the run names none.
+        class_names: In label order; the numbers themselves where the run names none. Empty where
+            nothing is counted by class.
+        scores: What it is judged by.
         network: What the network counted; None for a run on no network.
     """
 
@@ -189,6 +193,7 @@ class LoadedRun:
     privacy: PrivacyStatement | None
     rounds: tuple[RoundRecord, ...]
     class_names: tuple[str, ...]
+    scores: Scores
     network: NetworkTraffic | None = None
 
     def __repr__(self) -> str:
@@ -231,7 +236,7 @@ class LoadedRun:
     @property
     def lacks_clients(self) -> bool:
         """Whether an evaluation lacks clients, which make it themselves and did not all answer."""
-        return any(None in (record.client_accuracy or ()) for record in self.rounds)
+        return any(None in (record.client_scores or ()) for record in self.rounds)
 
     @property
     def sends_raw_images(self) -> bool:
@@ -330,7 +335,8 @@ def load_run(path: Path) -> LoadedRun:
         lambda: dict(_flat(folder.read_json("environment"))),
     )
     config = _read_config(folder, run["schema"])
-    rounds = _read_rounds(folder)
+    scores = scores_of(run, run_file)
+    rounds = _read_rounds(folder, scores)
     if finished:
         _refuse_lost_rounds(folder, rounds, run.get("rounds_done"), config["rounds"])
     num_classes = _num_classes(folder, rounds, partition)
@@ -355,6 +361,7 @@ def load_run(path: Path) -> LoadedRun:
         else _as_ledgers_say(privacy, folder, run, config, rounds),
         rounds=tuple(rounds),
         class_names=_class_names(run, num_classes, run_file),
+        scores=scores,
         network=_read_network(folder),
     )
 
@@ -544,14 +551,14 @@ def _read_spent(statement: Mapping[str, Any], path: Path) -> SpentPrivacy:
         ) from error
 
 
-def _read_rounds(folder: RunFolder) -> list[RoundRecord]:
+def _read_rounds(folder: RunFolder, scores: Scores) -> list[RoundRecord]:
     try:
         records = folder.read_rounds()
     except (AttributeError, UnicodeDecodeError) as error:
         raise RecordError(f"{folder.rounds} is not JSON lines of round records: {error}") from error
     for record in records:
         try:
-            problem = _problem(record)
+            problem = _problem(record, scores)
         except (AttributeError, TypeError) as error:
             problem = str(error)
         if problem:
@@ -574,7 +581,7 @@ def _refuse_lost_rounds(
     )
 
 
-def _problem(record: RoundRecord) -> str | None:
+def _problem(record: RoundRecord, scores: Scores) -> str | None:
     """Why a record that has all its fields still cannot be shown; None if it can."""
     if not isinstance(record.round, int):
         return "its number is no whole number"
@@ -597,24 +604,36 @@ def _problem(record: RoundRecord) -> str | None:
         return "the server's metrics are not numbers"
     if not (_is_number(record.bytes_up) and _is_number(record.bytes_down)):
         return "bytes are not numbers"
-    clients = record.client_accuracy
+    clients = record.client_scores
     if clients is not None and not all(v is None or _is_number(v) for v in clients):
-        return "client accuracies are not numbers"
-    if record.worst_client_accuracy is not None and not _is_number(record.worst_client_accuracy):
-        return "the worst client's accuracy is no number"
+        return "client scores are not numbers"
+    if record.worst_client_score is not None and not _is_number(record.worst_client_score):
+        return "the worst client's score is no number"
     for name in ("validation", "test"):
         evaluation: EvaluationRecord | None = getattr(record, name)
-        if evaluation is None:
-            continue
-        if not (_is_number(evaluation.accuracy) and _is_number(evaluation.macro_f1)):
-            return f"accuracy or macro-F1 on {name} is no number"
-        size = len(evaluation.per_class_accuracy)
-        confusion = evaluation.confusion
-        if len(confusion) != size or any(len(row) != size for row in confusion):
-            return f"the confusion matrix on {name} is not {size} x {size}"
-        cells = [*evaluation.per_class_accuracy, *(n for row in confusion for n in row)]
-        if not all(cell is None or _is_number(cell) for cell in cells):
-            return f"per-class figures on {name} are not numbers"
+        if evaluation is not None and (problem := _problem_of_evaluation(name, evaluation, scores)):
+            return problem
+    return None
+
+
+def _problem_of_evaluation(name: str, evaluation: EvaluationRecord, scores: Scores) -> str | None:
+    """Why an evaluation of the split `name` cannot be shown; None if it can."""
+    if tuple(evaluation.scores) != scores.names:
+        told, known = ", ".join(evaluation.scores), ", ".join(scores.names)
+        return f"the scores on {name} are {told}; run.json names {known}"
+    if not all(map(_is_number, evaluation.scores.values())):
+        return f"{' or '.join(score.label for score in scores)} on {name} is no number"
+    recalls, confusion = evaluation.per_class_accuracy, evaluation.confusion
+    if (recalls is None) != (confusion is None):
+        return f"of per-class figures and the confusion matrix on {name} one is missing"
+    if recalls is None or confusion is None:
+        return None
+    size = len(recalls)
+    if len(confusion) != size or any(len(row) != size for row in confusion):
+        return f"the confusion matrix on {name} is not {size} x {size}"
+    cells = [*recalls, *(n for row in confusion for n in row)]
+    if not all(cell is None or _is_number(cell) for cell in cells):
+        return f"per-class figures on {name} are not numbers"
     return None
 
 
@@ -626,7 +645,8 @@ def _is_number(value: object) -> bool:
 def _num_classes(
     folder: RunFolder, rounds: Sequence[RoundRecord], partition: Partition | None
 ) -> int:
-    sizes = {len(record.test.confusion) for record in rounds if record.test is not None}
+    tests = [record.test for record in rounds if record.test is not None]
+    sizes = {len(test.confusion) for test in tests if test.confusion is not None}
     if partition is not None:
         sizes.add(int(partition.class_counts.shape[1]))
     if len(sizes) > 1:
@@ -636,7 +656,7 @@ def _num_classes(
 
 def _class_names(run: Mapping[str, Any], num_classes: int, path: Path) -> tuple[str, ...]:
     names = run.get("class_names")
-    if names is None:
+    if names is None or names == []:
         return tuple(str(label) for label in range(num_classes))
     if not isinstance(names, list) or (num_classes and len(names) != num_classes):
         raise RecordError(f"{path} has class_names={names!r} for {num_classes} classes")

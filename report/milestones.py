@@ -59,7 +59,7 @@ def best_round(run: LoadedRun) -> RoundRecord | None:
     accuracy.
     """
     judged = [
-        (record.validation.accuracy, record)
+        (record.validation.primary, record)
         for record in run.rounds
         if record.validation is not None and record.test is not None
     ]
@@ -77,6 +77,6 @@ def reached(run: LoadedRun, target_accuracy: float) -> Spent | None:
         The cost up to and including that round; None where no evaluated round reaches it.
     """
     for record, spent in zip(run.rounds, spending(run), strict=True):
-        if record.test is not None and record.test.accuracy >= target_accuracy:
+        if record.test is not None and record.test.primary >= target_accuracy:
             return spent
     return None

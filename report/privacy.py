@@ -94,7 +94,7 @@ def epsilon_ticks(points: Iterable[EpsilonPoint]) -> list[float]:
 def final_accuracies(runs: Sequence[LoadedRun]) -> list[float]:
     """Test accuracy of the last evaluated round of each run that has one."""
     finals = [run.final for run in runs]
-    return [final.test.accuracy for final in finals if final is not None and final.test is not None]
+    return [final.test.primary for final in finals if final is not None and final.test is not None]
 
 
 def family(runs: Sequence[LoadedRun]) -> tuple[tuple[str, Scalar], ...]:

@@ -97,13 +97,13 @@ def _row(method: Method) -> Row:
     networks = [run.network for run in method.runs]
     return Row(
         method=method,
-        test_accuracy=Statistic.of(test.accuracy if test else None for test in tests),
-        macro_f1=Statistic.of(test.macro_f1 if test else None for test in tests),
+        test_accuracy=Statistic.of(test.primary if test else None for test in tests),
+        macro_f1=Statistic.of(test.scores.get("macro_f1") if test else None for test in tests),
         worst_client_accuracy=Statistic.of(
-            final.worst_client_accuracy if final else None for final in finals
+            final.worst_client_score if final else None for final in finals
         ),
         accuracy_at_best_validation=Statistic.of(
-            best.test.accuracy if best and best.test else None for best in chosen
+            best.test.primary if best and best.test else None for best in chosen
         ),
         bytes_up=Statistic.of(total.bytes_up if total else 0 for total in totals),
         bytes_down=Statistic.of(total.bytes_down if total else 0 for total in totals),

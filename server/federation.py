@@ -19,7 +19,7 @@ from core.memory import FreedMemory, keep_freed_memory
 from core.metrics import expected_accuracies
 from core.parameters import ParameterVector
 from core.progress import StepCounter
-from core.records import ClientRecord, ReplyOutcome, RoundRecord
+from core.records import ClientRecord, EvaluationRecord, ReplyOutcome, RoundRecord
 from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
 from server.checkpoint import Checkpoint
@@ -359,8 +359,8 @@ class Federation:
             round=now.round,
             validation=judged.validation if judged else None,
             test=judged.test if judged else None,
-            client_accuracy=judged.client_accuracy if judged else None,
-            worst_client_accuracy=_worst(judged.client_accuracy) if judged else None,
+            client_scores=judged.client_scores if judged else None,
+            worst_client_score=_worst(judged.client_scores) if judged else None,
             bytes_down=sum(client.bytes_down for client in clients),
             bytes_up=sum(client.bytes_up for client in clients),
             clients=clients,
@@ -389,15 +389,21 @@ class Federation:
         self._parameters.load(state.weights)
         model = self._parameters.model
         test = workload.evaluate(model, "test")
+        return FederatedEvaluation(
+            validation=workload.evaluate(model, "validation"),
+            test=test,
+            client_scores=self._client_scores(test),
+        )
+
+    def _client_scores(self, test: EvaluationRecord) -> list[float | None] | None:
+        """What clients may expect on their own mixes of classes; None without classes."""
+        if test.per_class_accuracy is None:
+            return None
         counts = self._preparation.partition.class_counts
         expected = expected_accuracies(test.per_class_accuracy, counts).tolist()
         # A client that tells nobody what it holds has no mix to be judged on.
         told = counts.sum(axis=1) > 0
-        return FederatedEvaluation(
-            validation=workload.evaluate(model, "validation"),
-            test=test,
-            client_accuracy=[a if known else None for a, known in zip(expected, told, strict=True)],
-        )
+        return [a if known else None for a, known in zip(expected, told, strict=True)]
 
 
 def _after(before: Checkpoint, state: ServerState, received: Sequence[Received]) -> Checkpoint:
@@ -491,7 +497,8 @@ def _useless(round: int, outcome: RoundOutcome, judged: FederatedEvaluation | No
     tensors = [*outcome.state.weights.values(), *outcome.state.slots.values()]
     numbers = list(outcome.metrics.values())
     if judged is not None:
-        numbers += [judged.validation.loss, judged.test.loss]
+        for one in (judged.validation, judged.test):
+            numbers += [one.loss, *one.scores.values()]
     if all(map(_is_finite, tensors)) and all(map(math.isfinite, numbers)):
         return None
     return (
@@ -518,8 +525,8 @@ def _discarded(item: Received, why: str) -> Received:
     return Received(None, record)
 
 
-def _worst(client_accuracy: list[float | None]) -> float | None:
-    return min((accuracy for accuracy in client_accuracy if accuracy is not None), default=None)
+def _worst(client_scores: Sequence[float | None] | None) -> float | None:
+    return min((score for score in client_scores or () if score is not None), default=None)
 
 
 class EarlyReplies:

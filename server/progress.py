@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from core.errors import RecordError
-from core.records import ClientRecord, RoundRecord, RunFolder
+from core.records import ClientRecord, RoundRecord, RunFolder, scores_of
+from core.scores import CLASSIFICATION, Score
 
 
 class Progress(Protocol):
@@ -16,8 +17,9 @@ class Progress(Protocol):
         """A run begins, or goes on.
 
         Args:
-            folder: Its run folder; ``core.progress.steps_counted(folder / "progress")`` tells the
-                clients' inner steps so far.
+            folder: Its run folder, whose ``run.json`` is written;
+                ``core.progress.steps_counted(folder / "progress")`` tells the clients' inner steps
+                so far.
             rounds: Rounds in all.
             rounds_done: Rounds that were done before.
         """
@@ -50,10 +52,12 @@ class PlainProgress:
     def __init__(self) -> None:
         self._rounds = 0
         self._folder = Path()
+        self._score = CLASSIFICATION.primary
 
     def run_started(self, folder: Path, rounds: int, rounds_done: int) -> None:
         """Name the folder."""
         self._rounds, self._folder = rounds, folder
+        self._score = primary_score(folder)
         print(f"run folder {folder}{going_on(rounds_done)}", flush=True)
 
     def round_started(self, round: int, clients: int, steps: int) -> None:
@@ -69,7 +73,8 @@ class PlainProgress:
 
     def round_ended(self, record: RoundRecord) -> None:
         """One line with the figures of the round."""
-        print(round_line(record, self._rounds, epsilon_told(record, self._folder)), flush=True)
+        told = epsilon_told(record, self._folder)
+        print(round_line(record, self._rounds, self._score, told), flush=True)
 
     def run_ended(self, status: str) -> None:
         """Say how it ended."""
@@ -99,6 +104,16 @@ def failure_line(client: ClientRecord) -> str:
     return f"  client {client.partition_id} {client.outcome}: {client.failure.splitlines()[0]}"
 
 
+def primary_score(folder: Path) -> Score:
+    """What the run in `folder` is judged by first.
+
+    Raises:
+        RecordError: Its ``run.json`` is missing or damaged.
+    """
+    run = RunFolder(folder)
+    return scores_of(run.read_json("run"), run.path / "run.json").primary
+
+
 def epsilon_told(record: RoundRecord, folder: Path) -> str:
     """What a private run has cost so far, such as ``epsilon 1.23 of 4``; empty for any other."""
     try:
@@ -114,25 +129,25 @@ def epsilon_told(record: RoundRecord, folder: Path) -> str:
     return f"epsilon {epsilon:.4g}" + (f" of {budget:g}" if budget is not None else "")
 
 
-def round_line(record: RoundRecord, rounds: int, privacy: str = "") -> str:
+def round_line(record: RoundRecord, rounds: int, score: Score, privacy: str = "") -> str:
     """A round in one line.
 
     Args:
         record: What happened.
         rounds: Rounds in all.
+        score: The run's primary one.
         privacy: What a private run has cost so far; empty for any other.
 
-    >>> record = RoundRecord(round=2, validation=None, test=None, client_accuracy=None,
-    ...     worst_client_accuracy=None, bytes_down=10, bytes_up=20, clients=[], server={},
+    >>> record = RoundRecord(round=2, validation=None, test=None, client_scores=None,
+    ...     worst_client_score=None, bytes_down=10, bytes_up=20, clients=[], server={},
     ...     seconds={"wall": 1.5, "elapsed": 3.0})
-    >>> round_line(record, 5)
+    >>> round_line(record, 5, CLASSIFICATION.primary)
     'round 2/5  not evaluated  up 20 B  down 10 B  1.5 s'
     """
     width = len(str(rounds))
+    splits = ((f"test {score.label}", record.test), ("validation", record.validation))
     told = [
-        f"{title} {judged.accuracy:6.2%}"
-        for title, judged in (("test accuracy", record.test), ("validation", record.validation))
-        if judged is not None
+        f"{title} {score.text(judged.primary):>6}" for title, judged in splits if judged is not None
     ]
     judged = "  ".join([*(told or ["not evaluated"]), *([privacy] if privacy else [])])
     return (

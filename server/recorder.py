@@ -231,7 +231,7 @@ class Recorder:
         if (folder.path / "run.json").exists():
             run = folder.read_json("run")
             refuse_unknown_schema(str(folder.path / "run.json"), run.get("schema"))
-            if run["schema"] != SCHEMA_VERSION:
+            if run["schema"] == 1:
                 raise RecordError(
                     f"{folder.path / 'run.json'} has schema {run['schema']}, of an earlier version "
                     "of Tessera, which did not keep which replies were counted; its run can be "
@@ -401,6 +401,7 @@ class Recorder:
             "identity": self._identity,
             "data_sha256": self._data_sha256,
             "class_names": list(self._preparation.workload.dataset.class_names),
+            "scores": self._preparation.workload.scores.to_json(),
             "started": self._started,
             "ended": _now() if end else None,
             "rounds_done": self._rounds_done,

@@ -78,13 +78,13 @@ def scalars_of(record: RoundRecord, *, hides_counts: bool) -> dict[str, float]:
     }
     for split, judged in (("validation", record.validation), ("test", record.test)):
         if judged is not None:
-            scalars[f"{split}/accuracy"] = judged.accuracy
+            scalars |= {f"{split}/{name}": value for name, value in judged.scores.items()}
             scalars[f"{split}/loss"] = judged.loss
-            scalars[f"{split}/macro_f1"] = judged.macro_f1
     # A client's accuracy is that of each class weighted by the client's counts, without noise. The
     # simulator may know it, since it holds all data; whoever reads a sink of a private run may not.
-    if record.worst_client_accuracy is not None and not hides_counts:
-        scalars["test/worst_client_accuracy"] = record.worst_client_accuracy
+    worst = record.worst_client_score
+    if record.test is not None and worst is not None and not hides_counts:
+        scalars[f"test/worst_client_{next(iter(record.test.scores))}"] = worst
     return scalars
 
 

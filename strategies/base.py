@@ -232,13 +232,14 @@ class FederatedEvaluation:
     Attributes:
         validation: Over all clients' models.
         test: Over all clients' models.
-        client_accuracy: By partition id, each client's expected test accuracy on its own label
-            distribution; None for one that did not tell.
+        client_scores: By partition id, the primary score that each client may expect on its own
+            data, such as the test accuracy on its own label distribution; None for one that did
+            not tell. None where clients are not told apart.
     """
 
     validation: EvaluationRecord
     test: EvaluationRecord
-    client_accuracy: list[float | None]
+    client_scores: list[float | None] | None
 
 
 @dataclass(frozen=True, slots=True)

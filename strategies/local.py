@@ -22,6 +22,7 @@ import numpy as np
 from core.metrics import evaluation_of, expected_accuracy
 from core.parameters import weights_of
 from core.records import EvaluationRecord
+from core.scores import MACRO_F1
 from core.wire import Array, ArraySpec, Metric, RecordSpec
 from strategies.base import (
     ClientShape,
@@ -86,6 +87,8 @@ class Local(CollectingStrategy):
             model = task.parameters.model
             validation = task.workload.evaluate(model, "validation")
             test = task.workload.evaluate(model, "test")
+            assert validation.confusion is not None, "what local sends is counts of classes"
+            assert test.confusion is not None and test.per_class_accuracy is not None
             counts = np.bincount(task.examples.labels.cpu(), minlength=len(test.confusion))
             arrays = {
                 "validation_confusion": np.array(validation.confusion, dtype=np.int64),
@@ -136,5 +139,6 @@ def _mean_evaluation(replies: Sequence[Reply], split: str) -> EvaluationRecord:
     matrices = [reply.record.arrays[f"{split}_confusion"].astype(np.int64) for reply in replies]
     losses = [float(reply.record.metrics[f"{split}_loss"]) for reply in replies]
     pooled = evaluation_of(sum(matrices, np.zeros_like(matrices[0])), sum(losses) / len(losses))
-    scores = [evaluation_of(matrix, 0.0).macro_f1 for matrix in matrices]
-    return dataclasses.replace(pooled, macro_f1=sum(scores) / len(scores))
+    each = [evaluation_of(matrix, 0.0).scores[MACRO_F1.name] for matrix in matrices]
+    scores = {**pooled.scores, MACRO_F1.name: sum(each) / len(each)}
+    return dataclasses.replace(pooled, scores=scores)

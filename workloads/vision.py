@@ -15,6 +15,7 @@ from core.config import DataConfig, ModelConfig, RunConfig
 from core.examples import Examples
 from core.metrics import evaluation_of
 from core.records import EvaluationRecord
+from core.scores import CLASSIFICATION, Scores
 from data.dataset import ImageDataset
 from data.sources import load_dataset
 from models.registry import build_model
@@ -40,6 +41,11 @@ class ImageClassification:
     def num_classes(self) -> int:
         """Number of classes (C)."""
         return self.dataset.num_classes
+
+    @property
+    def scores(self) -> Scores:
+        """What a model is judged by."""
+        return CLASSIFICATION
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -113,8 +113,8 @@ def test_a_federation_ends_with_records_of_every_round(name: str, federate: Fede
     assert folder.read_json("run")["status"] == "complete"
     for record in records:
         assert record.test is not None
-        assert record.client_accuracy is not None
-        assert len(record.client_accuracy) == 3
+        assert record.client_scores is not None
+        assert len(record.client_scores) == 3
         assert all(client.failure is None for client in record.clients)
     assert len(records[1].clients) == (3 if STRATEGIES[name].asks_clients else 0)
     assert json.loads((folder.path / "privacy.json").read_text())["guarantee"] == "none"

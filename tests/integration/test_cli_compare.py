@@ -137,7 +137,7 @@ def test_a_suite_from_start_to_report(tmp_path: Path) -> None:
     cell = next(cell for cell in again["summary"] if cell["method"] == "fedavg")
     assert cell["tuned_keys"] == {"train.learning-rate": 0.1}
     finals = [load_run(folder / f"fedavg-seed{seed}").final for seed in (0, 1)]
-    accuracies = [final.test.accuracy for final in finals if final and final.test]
+    accuracies = [final.test.primary for final in finals if final and final.test]
     assert cell["test_accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
     assert [run["name"] for run in again["runs"]] == FINALS
     assert again["runs_left"] == 0
@@ -365,7 +365,7 @@ def test_a_suites_runs_share_one_mlflow_store_without_its_candidates(
         assert loaded.folder.read_json("sinks")["mlflow"] == run.info.run_id
         history = client.get_metric_history(run.info.run_id, "test/accuracy")
         assert {metric.step: metric.value for metric in history} == {
-            record.round: record.test.accuracy for record in loaded.rounds if record.test
+            record.round: record.test.primary for record in loaded.rounds if record.test
         }
         assert run.data.params["name"] == loaded.name
         assert len(list(loaded.folder.events.iterdir())) == 1

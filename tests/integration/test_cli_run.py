@@ -73,7 +73,7 @@ def test_a_run_ends_with_a_table_and_a_report(tmp_path: Path) -> None:
     assert run.finished
     assert run.final is not None
     assert run.final.test is not None
-    assert f"{100 * run.final.test.accuracy:.2f}" in result.stdout
+    assert f"{100 * run.final.test.primary:.2f}" in result.stdout
     assert "round 2/2" in result.stdout
     assert "privacy none: the images are not private" in result.stdout
     assert result.stdout.endswith(f"report {folder / 'report.html'}\n")
@@ -86,7 +86,7 @@ def test_json_is_all_there_is_on_the_standard_output(tmp_path: Path) -> None:
     run = load_run(Path(value["folder"]))
     assert run.final is not None
     assert run.final.test is not None
-    assert value["test"]["accuracy"] == run.final.test.accuracy
+    assert value["test"]["accuracy"] == run.final.test.primary
     assert (value["status"], value["rounds"]) == ("complete", 2)
     assert Path(value["report"]).is_file()
     assert "round 2/2" in result.stderr
@@ -104,7 +104,7 @@ def test_report_takes_runs_and_folders_of_runs(tmp_path: Path) -> None:
         final = load_run(tmp_path / ".runs" / f"r{seed}").final
         assert final is not None
         assert final.test is not None
-        accuracies.append(final.test.accuracy)
+        accuracies.append(final.test.primary)
     assert method["seeds"] == [0, 1]
     assert method["test_accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
     assert (tmp_path / "all.html").is_file()

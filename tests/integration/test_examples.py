@@ -31,7 +31,7 @@ def test_the_notebook_trains_two_methods_and_writes_a_report(tmp_path: Path) -> 
         assert run.finished
         assert run.final is not None
         assert run.final.test is not None
-        assert f"{100 * run.final.test.accuracy:.2f}" in ran.stdout
+        assert f"{100 * run.final.test.primary:.2f}" in ran.stdout
     assert ran.stdout.endswith(f"report {tmp_path / 'report.html'}\n")
     assert "<html" in (tmp_path / "report.html").read_text()
 

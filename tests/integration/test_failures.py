@@ -507,7 +507,7 @@ def test_local_never_shows_a_model_that_no_client_has(federate: Federate, tmp_pa
     strategy = write_faulty(tmp_path, "Local")
     records = rounds_of(federate({**TINY, "strategy": strategy, "rounds": 3, **keys}))
     assert records[2].test is None
-    assert records[2].client_accuracy is None
+    assert records[2].client_scores is None
     assert records[3].test is not None
 
 
@@ -516,7 +516,7 @@ def test_local_keeps_each_clients_place_when_one_fails(federate: Federate, tmp_p
     strategy = write_faulty(tmp_path, "Local")
     records = rounds_of(federate({**TINY, "strategy": strategy, **keys}))
     whole = rounds_of(federate({**TINY, "strategy": "local"}))
-    found, expected = records[2].client_accuracy, whole[2].client_accuracy
+    found, expected = records[2].client_scores, whole[2].client_scores
     assert found is not None
     assert expected is not None
     assert found == [None, *expected[1:]]

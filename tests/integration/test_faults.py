@@ -354,12 +354,12 @@ def test_a_lost_client_goes_on_from_its_last_counted_round(federate: Federate) -
     assert 1 < sum(map(len, missed)) < 9
     records = rounds_of(federate(drawn))
     for number in range(1, 5):
-        found = records[number].client_accuracy
+        found = records[number].client_scores
         for k in range(3):
             if found is None or k in missed[number - 1]:
                 assert found is None or found[k] is None
                 continue
             trained = sum(k not in lost for lost in missed[:number])
-            expected = whole[trained].client_accuracy
+            expected = whole[trained].client_scores
             assert expected is not None
             assert found[k] == pytest.approx(expected[k], abs=0.02)

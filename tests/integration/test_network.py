@@ -134,7 +134,7 @@ def test_clients_with_their_own_images_end_with_the_weights_of_a_simulation(
         np.testing.assert_array_equal(found[name], tensor.numpy(), err_msg=name)
     simulated, real = folder.read_rounds(), here.records()
     for one, other in zip(simulated, real, strict=True):
-        assert one.test == other.test and one.client_accuracy == other.client_accuracy
+        assert one.test == other.test and one.client_scores == other.client_scores
         assert one.bytes_down == other.bytes_down and one.bytes_up == other.bytes_up
 
 
@@ -540,7 +540,7 @@ def test_a_private_client_tells_no_counts_and_keeps_its_own_ledger(tmp_path: Pat
     members = here.run_folder.read_json("nodes")
     assert all(m["class_counts"] is None and m["data_sha256"] == "" for m in members.values())
     assert Partition.read(here.run_folder.partition).class_counts.sum() == 0
-    assert all(a is None for a in here.records()[2].client_accuracy or [0.0])
+    assert all(a is None for a in here.records()[2].client_scores or [0.0])
     for k in range(3):
         assert [c["round"] for c in spent(tmp_path, k)] == [1, 2]
     # What the server notes, before it asks, comes to the same.

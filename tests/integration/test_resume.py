@@ -151,7 +151,7 @@ def assert_each_round_once(folder: RunFolder) -> None:
     records = folder.read_rounds()
     for tag, told in {
         "bytes/up": [record.bytes_up for record in records],
-        "test/accuracy": [record.test.accuracy for record in records if record.test],
+        "test/accuracy": [record.test.primary for record in records if record.test],
     }.items():
         shown = events.Scalars(tag)
         assert [point.step for point in shown] == list(range(len(records)))
@@ -432,6 +432,24 @@ def test_a_folder_of_an_earlier_version_is_refused_by_name(cut: RunFolder) -> No
     result = resumed(cut)
     assert result.exit_code == 5
     assert "has schema 1, of an earlier version" in " ".join(result.stderr.split())
+
+
+def test_a_run_that_the_version_before_scores_began_goes_on(
+    cut: RunFolder, tessera: Driver, whole: Whole
+) -> None:
+    run = cut.read_json("run")
+    del run["scores"]
+    cut.write_json("run", {**run, "schema": 2})
+    lines = [json.loads(line) for line in cut.rounds.read_text().splitlines()]
+    for record in lines:
+        record["schema"] = 2
+        record["client_accuracy"] = record.pop("client_scores")
+        record["worst_client_accuracy"] = record.pop("worst_client_score")
+        for split in ("validation", "test"):
+            record[split] |= record[split].pop("scores")
+    cut.rounds.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    take_up(tessera, cut.path)
+    assert_same_run(cut.path, whole("scaffold"))
 
 
 def test_what_changed_of_the_environment_is_on_record(cut: RunFolder, tessera: Driver) -> None:

@@ -22,6 +22,7 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     RunFolder(tmp_path).write_json("config", {"strategy": "feddm"})
+    RunFolder(tmp_path).write_json("run", {})
     return tmp_path
 
 
@@ -46,8 +47,7 @@ def round_record(round: int) -> RoundRecord:
     evaluation = EvaluationRecord(
         num_examples=4,
         loss=1.0,
-        accuracy=0.75,
-        macro_f1=0.75,
+        scores={"accuracy": 0.75, "macro_f1": 0.75},
         per_class_accuracy=[0.75],
         confusion=[[4]],
     )
@@ -55,8 +55,8 @@ def round_record(round: int) -> RoundRecord:
         round=round,
         validation=evaluation,
         test=evaluation,
-        client_accuracy=None,
-        worst_client_accuracy=None,
+        client_scores=None,
+        worst_client_score=None,
         bytes_down=1,
         bytes_up=2,
         clients=[],

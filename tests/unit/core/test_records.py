@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.errors import RecordError
-from core.records import ClientRecord, EvaluationRecord, RoundRecord, RunFolder, write_whole
+from core.records import (
+    ClientRecord,
+    EvaluationRecord,
+    RoundRecord,
+    RunFolder,
+    scores_of,
+    write_whole,
+)
+from core.scores import CLASSIFICATION, Score, Scores
 
 
 def make_record(number: int) -> RoundRecord:
     judged = EvaluationRecord(
         num_examples=4,
         loss=0.5,
-        accuracy=0.75,
-        macro_f1=0.7,
+        scores={"accuracy": 0.75, "macro_f1": 0.7},
         per_class_accuracy=[1.0, None],
         confusion=[[3, 1], [0, 0]],
     )
@@ -23,14 +33,41 @@ def make_record(number: int) -> RoundRecord:
         round=number,
         validation=judged,
         test=judged,
-        client_accuracy=[0.5, 1.0],
-        worst_client_accuracy=0.5,
+        client_scores=[0.5, 1.0],
+        worst_client_score=0.5,
         bytes_down=10,
         bytes_up=20,
         clients=[ClientRecord(partition_id=0, bytes_down=10, bytes_up=20, metrics={"a": 1.0})],
         server={"displacement": 0.1},
         seconds={"wall": 1.0},
     )
+
+
+def older_line(schema: int) -> dict[str, Any]:
+    """A line as earlier versions wrote it; 1 told no outcome of a client."""
+    judged = {
+        "num_examples": 4,
+        "loss": 0.5,
+        "accuracy": 0.75,
+        "macro_f1": 0.7,
+        "per_class_accuracy": [1.0, None],
+        "confusion": [[3, 1], [0, 0]],
+    }
+    client: dict[str, Any] = {"partition_id": 0, "bytes_down": 10, "bytes_up": 20, "failure": None}
+    client |= {"metrics": {"a": 1.0}} | ({"outcome": "counted"} if schema == 2 else {})
+    return {
+        "round": 0,
+        "validation": judged,
+        "test": judged,
+        "client_accuracy": [0.5, 1.0],
+        "worst_client_accuracy": 0.5,
+        "bytes_down": 10,
+        "bytes_up": 20,
+        "clients": [client],
+        "server": {"displacement": 0.1},
+        "seconds": {"wall": 1.0},
+        "schema": schema,
+    }
 
 
 @pytest.fixture
@@ -44,6 +81,59 @@ def test_records_are_appended_and_read_back(folder: RunFolder) -> None:
     for number in range(3):
         folder.append_round(make_record(number))
     assert RunFolder.open(folder.path).read_rounds() == [make_record(n) for n in range(3)]
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_line_of_an_older_schema_is_brought_up_to_this_one(
+    schema: int, folder: RunFolder
+) -> None:
+    folder.rounds.write_text(json.dumps(older_line(schema)) + "\n")
+    (record,) = folder.read_rounds()
+    assert record == make_record(0)
+    assert record.schema == 3
+    assert record.test is not None and record.test.primary == 0.75
+    assert list(record.to_json()["test"]["scores"]) == ["accuracy", "macro_f1"]
+
+
+def test_lines_of_several_schemas_stand_in_one_file(folder: RunFolder) -> None:
+    """As where a run that an earlier version began goes on."""
+    folder.rounds.write_text(json.dumps(older_line(2)) + "\n")
+    folder.append_round(make_record(1))
+    assert folder.read_rounds() == [make_record(0), make_record(1)]
+
+
+def test_a_record_without_classes_is_read_back(folder: RunFolder) -> None:
+    judged = EvaluationRecord(
+        num_examples=8,
+        loss=1.5,
+        scores={"recall_at_1": 0.25, "median_rank": 3.0},
+        per_class_accuracy=None,
+        confusion=None,
+    )
+    record = dataclasses.replace(
+        make_record(0), validation=judged, test=judged, client_scores=None, worst_client_score=None
+    )
+    folder.append_round(record)
+    (found,) = folder.read_rounds()
+    assert found == record
+    assert found.test is not None and found.test.primary == 0.25
+
+
+@pytest.mark.parametrize("scores", [None, {}, 0.5, [0.5]])
+def test_an_evaluation_without_any_score_is_refused(scores: Any, folder: RunFolder) -> None:
+    line = make_record(0).to_json()
+    line["test"]["scores"] = scores
+    folder.rounds.write_text(json.dumps(line) + "\n")
+    with pytest.raises(RecordError, match=r"line 1.*object of at least one score"):
+        folder.read_rounds()
+
+
+def test_a_run_that_names_no_scores_was_of_classification(tmp_path: Path) -> None:
+    assert scores_of({}, tmp_path) == CLASSIFICATION
+    own = Scores([Score("recall_at_1", "R@1", is_percent=True)])
+    assert scores_of({"scores": own.to_json()}, tmp_path) == own
+    with pytest.raises(RecordError, match=r"run\.json has scores .* no list"):
+        scores_of({"scores": 3}, tmp_path / "run.json")
 
 
 def test_a_line_cut_off_by_a_crash_is_left_out(folder: RunFolder) -> None:

@@ -28,8 +28,7 @@ def evaluation(accuracy: float) -> EvaluationRecord:
     return EvaluationRecord(
         num_examples=10,
         loss=1.0,
-        accuracy=accuracy,
-        macro_f1=accuracy,
+        scores={"accuracy": accuracy, "macro_f1": accuracy},
         per_class_accuracy=[accuracy, accuracy],
         confusion=[[5, 0], [0, 5]],
     )
@@ -42,8 +41,8 @@ def round_record(
         round=round,
         validation=None if validation is None else evaluation(validation),
         test=None if test is None else evaluation(test),
-        client_accuracy=None if test is None else [test],
-        worst_client_accuracy=test,
+        client_scores=None if test is None else [test],
+        worst_client_score=test,
         bytes_down=1000,
         bytes_up=bytes_up,
         clients=[],

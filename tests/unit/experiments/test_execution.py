@@ -149,9 +149,9 @@ def test_test_figures_have_no_part_in_the_choice(study: Study) -> None:
 def test_test_figures_of_candidates_are_not_told(study: Study) -> None:
     study.run()
     trials, finals = study.records[:2], study.records[2:]
-    assert [record.validation and record.validation.accuracy for record in trials] == [0.5, 0.6]
+    assert [record.validation and record.validation.primary for record in trials] == [0.5, 0.6]
     for record in trials:
-        assert (record.test, record.client_accuracy, record.worst_client_accuracy) == (None,) * 3
+        assert (record.test, record.client_scores, record.worst_client_score) == (None,) * 3
     assert all(record.test is not None for record in finals)
     told = (study.folder / "tuning.json").read_text()
     assert "0.3" not in told

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from core.records import RoundRecord, RunFolder
+from core.scores import CLASSIFICATION
 from experiments.execution import SuiteResult
 from experiments.suite import SuiteRun, parse_suite
 from experiments.summary import Cell, summarise, to_json, to_text
@@ -43,6 +44,7 @@ def loaded(
         privacy=None,
         rounds=tuple(rounds),
         class_names=("0", "1"),
+        scores=CLASSIFICATION,
     )
 
 

@@ -55,8 +55,10 @@ def _evaluation(
     return EvaluationRecord(
         num_examples=int(confusion.sum()),
         loss=float(-np.log(accuracy)),
-        accuracy=float(confusion.trace() / confusion.sum()),
-        macro_f1=float(f1.mean()),
+        scores={
+            "accuracy": float(confusion.trace() / confusion.sum()),
+            "macro_f1": float(f1.mean()),
+        },
         per_class_accuracy=recall.tolist(),
         confusion=confusion.tolist(),
     )
@@ -260,8 +262,8 @@ def write_run(
                 round=number,
                 validation=_evaluation(level, rng, 12, num_classes) if judged else None,
                 test=test if judged else None,
-                client_accuracy=expected.tolist() if judged else None,
-                worst_client_accuracy=float(expected.min()) if judged else None,
+                client_scores=expected.tolist() if judged else None,
+                worst_client_score=float(expected.min()) if judged else None,
                 bytes_down=sum(record.bytes_down for record in records),
                 bytes_up=sum(record.bytes_up for record in records),
                 clients=records,
@@ -300,7 +302,7 @@ def judged_as(
             if accuracy is None:
                 record[split] = None
             else:
-                record[split]["accuracy"] = accuracy
+                record[split]["scores"]["accuracy"] = accuracy
         record["bytes_up"] = bytes_up * started
         record["bytes_down"] = 3 * bytes_up * started
         record["seconds"] |= {"client_sum": client_s * started, "server": 0.5 * started}

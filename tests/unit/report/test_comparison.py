@@ -75,7 +75,7 @@ def test_the_tables_are_the_records_by_hand(
     assert row["Test accuracy, %"] == f"60.00 ± {spread:.2f}"
     assert row["At best validation, %"] == f"{170 / 3:.2f} ± {best:.2f}"
     assert row["Best round"] == "2 to 4"
-    worst = [100 * (run.final.worst_client_accuracy or 0) for run in three_seeds if run.final]
+    worst = [100 * (run.final.worst_client_score or 0) for run in three_seeds if run.final]
     assert row["Worst client, %"] == f"{statistics.mean(worst):.2f} ± {statistics.stdev(worst):.2f}"
     assert costs["fedavg"] == {
         "Reached 60%": "2 of 3 seeds",
@@ -117,7 +117,7 @@ def test_missing_seeds_are_marked(make_run: MakeRun, tmp_path: Path) -> None:
     accuracies, costs = tables_of(markdown)
     assert done.final is not None and done.final.test is not None
     assert accuracies["fedavg"]["Seeds"] == "0 (1 of 3)"
-    assert accuracies["fedavg"]["Test accuracy, %"] == f"{100 * done.final.test.accuracy:.2f}"
+    assert accuracies["fedavg"]["Test accuracy, %"] == f"{100 * done.final.test.primary:.2f}"
     assert accuracies["none"]["Seeds"] == "none (0 of 3)"
     assert set(accuracies["none"].values()) == {"none (0 of 3)", "—"}
     assert set(costs["none"].values()) == {"—"}
@@ -165,7 +165,7 @@ def test_captions_say_what_is_left_out_only_where_it_happens(
     failures = {(1, 0): ("surplus", "closed")}
     path = make_run("local", rounds=1, clients=2, client_failures=failures)
     lines = (path / "rounds.jsonl").read_text().splitlines()
-    last = json.loads(lines[-1]) | {"client_accuracy": [None, 0.5]}
+    last = json.loads(lines[-1]) | {"client_scores": [None, 0.5]}
     (path / "rounds.jsonl").write_text(f"{lines[0]}\n{json.dumps(last)}\n")
     faulty = Entry("", "alone", (load_run(path),), 1)
     told = (

@@ -18,7 +18,7 @@ def test_a_curve_is_the_mean_of_its_seeds(five_methods: list[Path]) -> None:
     runs = load_runs(five_methods[:3])
     points = curve(runs)
     accuracy = np.array(
-        [[record.test.accuracy for record in run.rounds if record.test] for run in runs]
+        [[record.test.primary for record in run.rounds if record.test] for run in runs]
     )
     sent = np.array([[record.bytes_up for record in run.rounds] for run in runs])
     trained = np.array([[r.seconds["client_sum"] for r in run.rounds] for run in runs])

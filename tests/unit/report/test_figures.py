@@ -155,10 +155,10 @@ def test_the_worst_client_of_each_seed_is_ringed(methods: tuple[Method, ...]) ->
     rings = figures.client_accuracy(methods)["data"][1::2]
     for method, ring in zip(methods, rings, strict=True):
         finals = [run.final for run in method.runs if run.final]
-        assert ring["x"] == [100 * (final.worst_client_accuracy or 0) for final in finals]
+        assert ring["x"] == [100 * (final.worst_client_score or 0) for final in finals]
         for (client, seed), final in zip(ring["customdata"], finals, strict=True):
-            assert final.client_accuracy is not None
-            assert client == int(np.argmin(np.array(final.client_accuracy, dtype=float)))
+            assert final.client_scores is not None
+            assert client == int(np.argmin(np.array(final.client_scores, dtype=float)))
             assert seed in method.seeds
 
 
@@ -166,7 +166,8 @@ def test_confusion_counts_are_summed_over_seeds(methods: tuple[Method, ...]) -> 
     method = methods[1]
     figure = figures.confusion(method, method.runs[0].class_names)
     assert figure is not None
-    counts = np.sum([r.final.test.confusion for r in method.runs if r.final and r.final.test], 0)
+    tests = [run.final.test for run in method.runs if run.final and run.final.test]
+    counts = np.sum([test.confusion for test in tests if test.confusion is not None], 0)
     trace = figure["data"][0]
     np.testing.assert_array_equal(
         [[cell[2] for cell in row] for row in trace["customdata"]], counts
@@ -316,7 +317,7 @@ def test_beyond_a_number_of_clients_a_box_takes_the_place_of_dots(make_run: Make
     path = make_run(rounds=1)
     (before, last) = (path / "rounds.jsonl").read_text().splitlines()
     told = np.random.default_rng(0).uniform(0, 1, many).tolist()
-    record = json.loads(last) | {"client_accuracy": told, "worst_client_accuracy": min(told)}
+    record = json.loads(last) | {"client_scores": told, "worst_client_score": min(told)}
     (path / "rounds.jsonl").write_text(f"{before}\n{json.dumps(record)}\n")
     figure = figures.client_accuracy(methods_of([path]))
     go.Figure(figure)

@@ -332,7 +332,7 @@ def test_what_figures_leave_out_is_said_only_where_it_happens(
         assert words not in prose
     faulty = make_run("local", 1, rounds=2, clients=3, client_failures=failures)
     lines = [json.loads(line) for line in (faulty / "rounds.jsonl").read_text().splitlines()]
-    lines[-1]["client_accuracy"] = [0.5, None, 0.25]
+    lines[-1]["client_scores"] = [0.5, None, 0.25]
     (faulty / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prose = Page(report([*plain, faulty], tmp_path)).prose
     assert "Client seconds leave out replies that were refused or late; uploads leave out" in prose

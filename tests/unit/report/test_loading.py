@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from core.config import RunConfig
 from core.errors import RecordError
 from core.records import RunFolder
+from core.scores import CLASSIFICATION
 from report.loading import Resumption, load_run, load_runs, read_tesserae
 from report.methods import compare
 from tests.unit.report.conftest import make_private
@@ -52,13 +53,20 @@ def test_loads_what_was_written(make_run: MakeRun) -> None:
     assert run.finished and not run.sends_raw_images
 
 
-def as_schema_1(path: Path) -> None:
-    """Make a run folder what the version before outcomes, cohorts, faults and attacks wrote."""
-    edit_json(path / "run.json", schema=1)
+def as_schema(number: int, path: Path) -> None:
+    """Make a run folder what an earlier version wrote.
+
+    Both before 3 knew the scores of classification alone; 1 no outcomes, cohorts, faults, attacks.
+    """
+    edit_json(path / "run.json", schema=number)
     lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
     for record in lines:
-        record["schema"] = 1
-        for client in record["clients"]:
+        record["schema"] = number
+        record["client_accuracy"] = record.pop("client_scores")
+        record["worst_client_accuracy"] = record.pop("worst_client_score")
+        for split in ("validation", "test"):
+            record[split] |= record[split].pop("scores")
+        for client in record["clients"] if number == 1 else ():
             del client["outcome"]
     (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -67,7 +75,7 @@ def test_a_run_of_schema_1_is_read(make_run: MakeRun) -> None:
     failures = {(1, 2): ("failed", "gave up"), (2, 5): ("failed", "no reply")}
     path = make_run("fedavg", rounds=2, client_failures=failures)
     newer = load_run(path)
-    as_schema_1(path)
+    as_schema(1, path)
     older = load_run(path)
     assert older.rounds == newer.rounds
     outcomes = {
@@ -81,6 +89,15 @@ def test_a_run_of_schema_1_is_read(make_run: MakeRun) -> None:
     assert older.config["cohort.size"] == 0 and older.config["faults.dropout-rate"] == 0.0
 
 
+def test_a_run_of_schema_2_is_read(make_run: MakeRun) -> None:
+    path = make_run("fedavg", rounds=2)
+    newer = load_run(path)
+    as_schema(2, path)
+    older = load_run(path)
+    assert older.rounds == newer.rounds
+    assert older.scores == CLASSIFICATION
+
+
 def test_an_older_run_and_a_newer_of_equal_settings_are_one_method(make_run: MakeRun) -> None:
     new_keys = {
         key: value
@@ -91,7 +108,7 @@ def test_an_older_run_and_a_newer_of_equal_settings_are_one_method(make_run: Mak
         make_run("fedavg", 0, rounds=1),
         make_run("fedavg", 1, rounds=1, settings=new_keys),
     )
-    as_schema_1(older)
+    as_schema(1, older)
     (method,) = compare(load_runs([older, newer])).methods
     assert method.seeds == (0, 1)
 
@@ -248,9 +265,9 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "seconds lack elapsed": lambda record: record["seconds"].pop("elapsed"),
     "seconds lack server": lambda record: record["seconds"].update(server=float("nan")),
     "bytes": lambda record: record.update(bytes_up="many"),
-    "client accuracies": lambda record: record["client_accuracy"].append("high"),
-    "worst client": lambda record: record.update(worst_client_accuracy="low"),
-    "accuracy or macro-F1 on test": lambda record: record["test"].update(accuracy="high"),
+    "client scores": lambda record: record["client_scores"].append("high"),
+    "worst client": lambda record: record.update(worst_client_score="low"),
+    "accuracy or macro-F1 on test": lambda record: record["test"]["scores"].update(accuracy="high"),
     "confusion matrix on validation": lambda record: record["validation"]["confusion"].pop(),
     "per-class figures on test": lambda record: record["test"]["confusion"][0].__setitem__(0, "x"),
 }
@@ -328,9 +345,9 @@ def test_the_first_line_of_a_failure_is_told(
 def test_an_evaluation_without_some_clients_is_told(make_run: MakeRun) -> None:
     path = make_run("local", rounds=2, clients=3)
     assert not load_run(path).lacks_clients
-    edit_last_round(path, lambda record: record.update(client_accuracy=None))
+    edit_last_round(path, lambda record: record.update(client_scores=None))
     assert not load_run(path).lacks_clients
-    edit_last_round(path, lambda record: record.update(client_accuracy=[0.5, None, 0.25]))
+    edit_last_round(path, lambda record: record.update(client_scores=[0.5, None, 0.25]))
     assert load_run(path).lacks_clients
 
 

@@ -33,13 +33,16 @@ def by_hand(path: Path) -> dict[str, float]:
     rounds = records(path)
     best = 0
     for index, record in enumerate(rounds):
-        if record["validation"]["accuracy"] > rounds[best]["validation"]["accuracy"]:
+        if (
+            record["validation"]["scores"]["accuracy"]
+            > rounds[best]["validation"]["scores"]["accuracy"]
+        ):
             best = index
     return {
-        "test_accuracy": rounds[-1]["test"]["accuracy"],
-        "macro_f1": rounds[-1]["test"]["macro_f1"],
-        "worst_client_accuracy": rounds[-1]["worst_client_accuracy"],
-        "accuracy_at_best_validation": rounds[best]["test"]["accuracy"],
+        "test_accuracy": rounds[-1]["test"]["scores"]["accuracy"],
+        "macro_f1": rounds[-1]["test"]["scores"]["macro_f1"],
+        "worst_client_accuracy": rounds[-1]["worst_client_score"],
+        "accuracy_at_best_validation": rounds[best]["test"]["scores"]["accuracy"],
         "bytes_up": sum(c["bytes_up"] for record in rounds for c in record["clients"]),
         "bytes_down": sum(c["bytes_down"] for record in rounds for c in record["clients"]),
         "client_s": sum(record["seconds"]["client_sum"] for record in rounds),
@@ -82,8 +85,8 @@ def test_of_equal_validation_rounds_the_earliest_is_chosen(make_run: MakeRun) ->
     path = make_run("feddm", rounds=3)
     lines = records(path)
     for record, validation, test in zip(lines, (0.1, 0.8, 0.8, 0.7), (1, 2, 3, 4), strict=True):
-        record["validation"]["accuracy"] = validation
-        record["test"]["accuracy"] = test / 10
+        record["validation"]["scores"]["accuracy"] = validation
+        record["test"]["scores"]["accuracy"] = test / 10
     (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (row,) = rows_of([path])
     assert row.accuracy_at_best_validation == Statistic(0.2, None)

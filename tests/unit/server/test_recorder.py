@@ -35,6 +35,7 @@ def test_the_folder_tells_all_of_the_run(folder: RunFolder) -> None:
     privacy = folder.read_json("privacy")
     assert privacy["guarantee"] == "none"
     assert privacy["text"].startswith("none: the images are not private")
+    assert folder.read_json("run")["scores"] == prepare(config).workload.scores.to_json()
     assert not folder.progress.exists()
 
 
@@ -45,7 +46,7 @@ def test_tensorboard_shows_the_records(folder: RunFolder) -> None:
     for record, event in zip(folder.read_rounds(), shown, strict=True):
         assert record.test is not None
         assert event.step == record.round
-        assert event.value == pytest.approx(record.test.accuracy)
+        assert event.value == pytest.approx(record.test.primary)
 
 
 def test_the_last_two_checkpoints_are_kept_and_name_their_run(folder: RunFolder) -> None:

@@ -41,8 +41,7 @@ def judged(accuracy: float) -> EvaluationRecord:
     return EvaluationRecord(
         num_examples=4,
         loss=2 - accuracy,
-        accuracy=accuracy,
-        macro_f1=accuracy / 2,
+        scores={"accuracy": accuracy, "macro_f1": accuracy / 2},
         per_class_accuracy=[accuracy, None],
         confusion=[[3, 1], [0, 0]],
     )
@@ -54,8 +53,8 @@ def record(round: int, *, offset: float = 0.0, evaluated: bool = True) -> RoundR
         round=round,
         validation=judged(0.5) if evaluated else None,
         test=judged(0.125 * round) if evaluated else None,
-        client_accuracy=[0.25, None] if evaluated else None,
-        worst_client_accuracy=0.25 if evaluated else None,
+        client_scores=[0.25, None] if evaluated else None,
+        worst_client_score=0.25 if evaluated else None,
         bytes_down=1000 + round,
         bytes_up=round,
         clients=[ClientRecord(partition_id=0, bytes_down=1000 + round, bytes_up=round)],
@@ -142,6 +141,21 @@ def test_scalars_are_the_record_under_slashed_names() -> None:
         "test/macro_f1": 0.125,
         "test/worst_client_accuracy": 0.25,
     }
+
+
+def test_the_scores_of_any_workload_go_out_under_their_names() -> None:
+    scores = {"recall_at_1": 0.25, "median_rank": 3.0}
+    test = dataclasses.replace(judged(0.5), scores=scores, per_class_accuracy=None, confusion=None)
+    told = dataclasses.replace(record(2), test=test, validation=None)
+    of_the_test = {k: v for k, v in scalars_of(told, hides_counts=False).items() if "test/" in k}
+    assert of_the_test == {
+        "test/recall_at_1": 0.25,
+        "test/median_rank": 3.0,
+        "test/loss": 1.5,
+        "test/worst_client_recall_at_1": 0.25,
+    }
+    unknown = dataclasses.replace(told, client_scores=None, worst_client_score=None)
+    assert "test/worst_client_recall_at_1" not in scalars_of(unknown, hides_counts=False)
 
 
 def test_a_round_without_evaluation_has_no_accuracies() -> None:
