@@ -11,6 +11,8 @@ COMMANDS = {
     "speed": "the simulation engine against its peers",
     "scale": "memory and time against the number of clients",
     "paired": "methods of a suite against one of them, seed by seed",
+    "meltr_cost": "MELTR's optimizers in passes and processor time, at equal update frequency",
+    "meltr_sensitivity": "what MELTR's learned loss makes of each task over training",
 }
 """Each is a module here with ``add_arguments(parser)`` and ``run(arguments)``, the exit code.
 

@@ -53,12 +53,13 @@ def to_text(plan: Plan) -> str:
     failed = len(plan.failed_attempts)
     lines = [
         ("strategy", config.strategy),
+        ("workload", config.workload),
         ("keys set", set_keys or "none, all defaults"),
-        ("data", f"{config.data.source}: {splits} images of {len(plan.class_names)} classes"),
+        ("data", f"{plan.source}: {splits} examples of {len(plan.class_names)} classes"),
         (
             "clients",
-            f"{len(sizes)} with {_range(sizes.tolist())} images of {_range(held.tolist())} classes "
-            f"each; {failed} failed partition {'attempt' if failed == 1 else 'attempts'}",
+            f"{len(sizes)} with {_range(sizes.tolist())} examples of {_range(held.tolist())} "
+            f"classes each; {failed} failed partition {'attempt' if failed == 1 else 'attempts'}",
         ),
         ("model", f"{config.model.name}, {plan.num_parameters:,} parameters"),
         ("up", _traffic(plan.predicted.up)),

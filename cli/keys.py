@@ -50,6 +50,7 @@ def key_sections() -> Iterator[KeySection]:
     """Sections in the order of the configuration."""
     from pairing.configuration import config_keys  # imports torch
     from strategies.table import STRATEGIES  # imports torch
+    from workloads.table import WORKLOADS  # imports torch
 
     sections: dict[str, list[Key]] = {}
     for key in config_keys():
@@ -60,10 +61,12 @@ def key_sections() -> Iterator[KeySection]:
         if field.name in sections
     }
     readers: dict[str, list[str]] = {}
-    for strategy in STRATEGIES.values():
-        for name, kind in strategy.sections.items():
-            kinds[name] = kind
-            readers.setdefault(name, []).append(strategy.name)
+    named = [(strategy.name, strategy.sections) for strategy in STRATEGIES.values()]
+    named += [(f"workload {kind.name}", kind.sections) for kind in WORKLOADS.values()]
+    for reader, own in named:
+        for name, section in own.items():
+            kinds[name] = section
+            readers.setdefault(name, []).append(reader)
     for name, keys in sections.items():
         about = first_line(kinds[name]) if name else "What is run, and where it is recorded."
         if name in readers:

@@ -24,7 +24,8 @@ class Plan:
 
     Attributes:
         config: As parsed.
-        num_examples: Images in ``train``, ``validation`` and ``test``.
+        source: Name of the data.
+        num_examples: Examples in ``train``, ``validation`` and ``test``.
         class_names: In label order.
         class_counts: Shape (clients, classes): training images of each class that each holds.
         failed_attempts: Partitions that were tried and refused before this one.
@@ -37,6 +38,7 @@ class Plan:
     """
 
     config: RunConfig
+    source: str
     num_examples: Mapping[str, int]
     class_names: tuple[str, ...]
     class_counts: npt.NDArray[np.int64]
@@ -64,6 +66,7 @@ def plan(config: RunConfig) -> Plan:
     dataset = preparation.workload.dataset
     return Plan(
         config=config,
+        source=dataset.name,
         num_examples=dataset.num_examples,
         class_names=dataset.class_names,
         class_counts=preparation.partition.class_counts,
