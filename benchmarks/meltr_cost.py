@@ -2,8 +2,8 @@
 
 Every optimizer takes K local steps of the weights and then one step of the learned loss, on the
 same images, network and batches; ``multi-task`` takes the K steps alone. Passes are counted as they
-are made. Processor time is the median over repetitions in which all contenders take turns, so that what
-else the machine does falls on all alike; its ratio to multi-task is taken turn by turn.
+are made. Processor time is the median over repetitions in which all contenders take turns, so that
+what else the machine does falls on all alike; its ratio to multi-task is taken turn by turn.
 """
 
 from __future__ import annotations

@@ -116,6 +116,7 @@ class Workload(ABC):
         dataset: What `load` gave, or what a client brought.
         device: Where models and examples live.
         name: As the configuration names it.
+        reads: Which of the sections ``data`` and ``model`` it reads.
         sections: Frozen dataclasses of the configuration sections that it reads, by their titles.
     """
 
@@ -124,6 +125,7 @@ class Workload(ABC):
     device: torch.device
 
     name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
     sections: ClassVar[Mapping[str, type]] = {}
 
     @classmethod

@@ -6,6 +6,7 @@ strategy says what it needs and why, and so does here what is no strategy: priva
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 from core.config import RunConfig
@@ -21,10 +22,24 @@ def misfits(
 ) -> Iterator[Problem]:
     """Why the two cannot run together under `config`, as problems with the way out."""
     lacks = lacking(workload, config)
+    yield from _unread(workload, config)
     yield from _of_strategy(strategy, config, lacks)
     yield from _of_groups(strategy, config)
     yield from _of_privacy(strategy, config, lacks)
     yield from _of_features(config, lacks)
+
+
+def _unread(workload: type[Workload], config: RunConfig) -> Iterator[Problem]:
+    """Keys of data and model that the workload would not look at."""
+    default = RunConfig()
+    for title in ("data", "model"):
+        section = getattr(config, title)
+        for item in dataclasses.fields(section):
+            value = getattr(section, item.name)
+            if title not in workload.reads and value != getattr(getattr(default, title), item.name):
+                key = f"{title}.{item.name.replace('_', '-')}"
+                rule = f"workload {config.workload} brings its own {title}; leave it out"
+                yield Problem(key, str(value), rule)
 
 
 def lacking(workload: type[Workload], config: RunConfig) -> Mapping[Offer, str]:

@@ -41,6 +41,7 @@ from server.sinks import Sink, open_sinks
 from server.spending import NO_LEDGER, Spending, read_spending
 from server.transcript import Transcript
 from strategies.base import Mosaic
+from workloads.table import workload_class
 
 CHECKPOINTS_KEPT = 2
 _ALWAYS_TOLD = {"strategy", "seed", "engine.client-threads", "engine.server-threads"}
@@ -474,9 +475,12 @@ def images_alone(mosaic: Mosaic) -> dict[str, torch.Tensor]:
 def default_run_name(config: RunConfig) -> str:
     """A name for a run folder, with six random hex digits."""
     method = Path(config.strategy.partition(":")[0]).stem
-    source = Path(config.data.source.partition(":")[0]).stem
+    parts = [] if config.workload == "classification" else [config.workload]
+    if "data" in workload_class(config.workload).reads:
+        parts.append(config.data.source)
+    trained = "-".join(Path(part.partition(":")[0]).stem for part in parts)
     unique = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    return f"{method}-{source}-seed{config.seed}-{unique}"
+    return f"{method}-{trained}-seed{config.seed}-{unique}"
 
 
 def _transcript(folder: RunFolder, preparation: Preparation) -> Transcript | None:

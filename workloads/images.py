@@ -26,6 +26,8 @@ EVALUATION_BATCH = 500
 class LabelledImageWorkload(Workload):
     """A workload whose model tells images' classes: ``model(inputs)`` are logits, shape (B, C)."""
 
+    reads = ("data", "model")
+
     dataset: ImageDataset
 
     @classmethod

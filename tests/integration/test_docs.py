@@ -43,8 +43,8 @@ def workload_of_the_page(tmp_path: Path) -> str:
 
 SITES: Mapping[str, object] = {
     "strategy": "fedavg",
-    "rounds": 5,
-    "evaluate-every": 5,
+    "rounds": 8,
+    "evaluate-every": 8,
     "partition.clients": 3,
     "partition.scheme": "pathological",
     "partition.classes-per-client": 1,
@@ -95,6 +95,11 @@ def test_the_workload_of_the_page_runs_as_others_do(
 
 
 def test_the_workload_of_the_page_refuses_what_it_has_not(workload_of_the_page: str) -> None:
+    keys = {"workload": workload_of_the_page, "strategy": "fedavg"}
+    with pytest.raises(ConfigError, match="brings its own data; leave it out"):
+        parse_config({**keys, "data.source": "cifar10"})
+    with pytest.raises(ConfigError, match="brings its own model; leave it out"):
+        parse_config({**keys, "model.width": 4})
     with pytest.raises(ConfigError, match="is trained on temperatures and has no images; take an"):
         parse_config({"workload": workload_of_the_page, "strategy": "feddm"})
 

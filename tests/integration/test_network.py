@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from PIL import Image
@@ -35,6 +36,7 @@ from server.preparation import prepare
 from server.progress import PlainProgress
 from strategies.flower import from_flower, to_flower
 from tests.conftest import tiny_keys
+from tests.integration.meltr import MELTR
 from tests.integration.network_grid import NetworkGrid, Node
 
 DEALT = ("partition.scheme", "partition.alpha")
@@ -139,6 +141,28 @@ def test_clients_with_their_own_images_end_with_the_weights_of_a_simulation(
     for one, other in zip(simulated, real, strict=True):
         assert one.test == other.test and one.client_scores == other.client_scores
         assert one.bytes_down == other.bytes_down and one.bytes_up == other.bytes_up
+
+
+def test_a_workload_of_its_own_objective_runs_on_a_network_as_in_a_simulation(
+    tmp_path: Path,
+) -> None:
+    """MELTR with a learned loss of each client's own, which never leaves the client's folder."""
+    meltr = {**MELTR, "groups.personal": "phi"}
+    keys = {**tiny_keys("fedavg"), **meltr, "runs": str(tmp_path / "simulated"), "name": "run"}
+    folder = RunFolder(simulate(parse_config(keys), PlainProgress()))
+    here = network(tmp_path, "fedavg", more=meltr)
+    here.run()
+    found = here.weights(2)
+    for name, tensor in load_file(folder.checkpoint(2)).items():
+        np.testing.assert_array_equal(found[name], tensor.numpy(), err_msg=name)
+    simulated, real = folder.read_rounds(), here.records()
+    assert [record.server for record in simulated] == [record.server for record in real]
+    for k in range(3):
+        (kept,) = (tmp_path / f"state-{k}").rglob("round-00002.safetensors")
+        (mine,) = folder.clients.glob(f"partition-{k:05d}/round-00002.safetensors")
+        ours, theirs = load_file(kept), load_file(mine)
+        assert {name.partition("/")[0] for name in ours} == {"personal"}
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_a_client_keeps_all_it_keeps_in_its_own_folder(tmp_path: Path) -> None:

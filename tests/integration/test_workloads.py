@@ -19,17 +19,9 @@ from server.progress import PlainProgress
 from strategies.base import Reply, ServerTask
 from strategies.table import STRATEGIES
 from tests.conftest import Federate, tiny_keys
+from tests.integration.meltr import MELTR
 from tests.integration.test_engines_agree import assert_same_run
 
-MELTR: Mapping[str, object] = {
-    "workload": "meltr",
-    "meltr.width": 16,
-    "meltr.scale-width": 8,
-    "meltr.feedforward": 16,
-    "meltr.fit-steps": 5,
-    "meltr.update-every": 1,
-    "meltr.learning-rate": 0.01,
-}
 AVERAGING = sorted(name for name, kind in STRATEGIES.items() if kind.averages_weights)
 
 

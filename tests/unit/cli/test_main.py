@@ -229,7 +229,7 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(tmp_path: Path) -
     assert result.exit_code == 0
     for words in (
         "strategy=real-images, rounds=3, partition.clients=4",
-        "1,295 train, 143 validation, 359 test images of 10 classes",
+        "1,295 train, 143 validation, 359 test examples of 10 classes",
         "4 with ",
         "failed partition attempts",
         "parameters",
