@@ -38,9 +38,9 @@ from data.own import DataForm, load_own
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
 from pairing.configuration import parse_config
-from pairing.exchange import clients_evaluate, sent_form
+from pairing.exchange import clients_evaluate, received_form, sent_form
 from privacy.ledger import owner_of
-from strategies.base import ClientTask, Strategy, model_seed
+from strategies.base import ClientTask, ModelForm, Strategy, model_seed
 from strategies.flower import from_flower, to_flower
 from strategies.private import refuse_large_delta
 from strategies.table import build_strategy
@@ -61,7 +61,7 @@ class Resident:
     `partition_without` is the partition without canaries, `partition` is what clients hold.
     `parameters`, and `personal` if clients keep parts of the model to themselves, are a place to
     work in; every update loads its own weights first. `initial` is what is not shared, before any
-    training.
+    training; `form` is that of the rest. `evaluates` tells whether clients judge their own models.
     """
 
     config: RunConfig
@@ -71,6 +71,8 @@ class Resident:
     partition: Partition
     partition_without: Partition
     groups: ParameterGroups
+    form: ModelForm
+    evaluates: bool
     parameters: ParameterVector
     personal: ParameterVector | None
     initial: NamedTensors
@@ -148,7 +150,8 @@ def _update(message: Message, resident: Resident) -> Message:
     seed = derive_seed(config.seed, "client", round_number, partition_id)
     model, workload = resident.parameters.model, resident.workload
     state, personal = _state(resident, store, received)
-    resident.parameters.load({**resident.initial, **personal})
+    if own := {**resident.initial, **personal}:
+        resident.parameters.load(own)
     objective = workload.objective(
         model,
         examples,
@@ -169,7 +172,7 @@ def _update(message: Message, resident: Resident) -> Message:
         count_step=resident.count_step,
         mechanism=private.charge(resident.owner(partition_id)) if private else None,
         personal=resident.personal,
-        sent=sent_form(workload, model, partition_id),
+        sent=sent_form(workload, resident.form, partition_id),
     )
     precision = numerics(config.engine.precision, task.device)
     with seeded_globals(derive_seed(task.seed, "layers")), precision:
@@ -178,7 +181,7 @@ def _update(message: Message, resident: Resident) -> Message:
     if malicious:
         update = tamper(update, received.arrays, attack)
     arrays, metrics = dict(update.arrays), {**update.metrics, **objective.metrics()}
-    if clients_evaluate(strategy, workload, resident.groups) and config.evaluates(round_number):
+    if resident.evaluates and config.evaluates(round_number):
         validation, test = workload.evaluate(model, "validation"), workload.evaluate(model, "test")
         counts = resident.partition.class_counts[partition_id].tolist()
         told_arrays, told_metrics = tell(validation, test, counts)
@@ -285,17 +288,19 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
     dealt = deal_canaries(config.canaries, workload.dataset, partition)
     workload = workload.with_dataset(dealt.dataset)
     model = workload.build_model(model_seed(config))
-    groups = workload.groups(model)
+    groups, strategy = workload.groups(model), build_strategy(config)
     held = {n: v for n, v in weights_of(model).items() if not groups.is_shared(n)}
     trained = set(trainable_names(model))
     return Resident(
         config=config,
         place=place,
-        strategy=build_strategy(config),
+        strategy=strategy,
         workload=workload,
         partition=dealt.partition,
         partition_without=partition,
         groups=groups,
+        form=received_form(model, groups),
+        evaluates=clients_evaluate(strategy, workload, groups),
         parameters=ParameterVector(model, groups.is_shared),
         personal=(
             ParameterVector(model, groups.personal.__contains__)

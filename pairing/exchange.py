@@ -9,17 +9,17 @@ from core.workload import Workload
 from strategies.base import ModelForm, Strategy
 
 
-def received_form(workload: Workload, model: nn.Module) -> ModelForm:
+def received_form(model: nn.Module, groups: ParameterGroups) -> ModelForm:
     """Form of what every client receives: all that is shared."""
-    return ModelForm.of(model, workload.groups(model).is_shared)
+    return ModelForm.of(model, groups.is_shared)
 
 
-def sent_form(workload: Workload, model: nn.Module, partition_id: int) -> ModelForm:
-    """Form of what a client sends back: what it trains of that."""
-    groups = workload.groups(model)
-    return ModelForm.of(
-        model, lambda entry: groups.is_shared(entry) and workload.is_trained(entry, partition_id)
-    )
+def sent_form(workload: Workload, received: ModelForm, partition_id: int) -> ModelForm:
+    """Form of what a client sends back: what it trains of what it received."""
+    own = {n: s for n, s in received.weights.items() if workload.is_trained(n, partition_id)}
+    if len(own) == len(received.weights):
+        return received
+    return ModelForm(own, tuple(name for name in received.trainable if name in own))
 
 
 def clients_evaluate(strategy: Strategy, workload: Workload, groups: ParameterGroups) -> bool:

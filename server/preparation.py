@@ -28,7 +28,7 @@ from privacy.ledger import refuse_other_deal
 from privacy.plan import PrivacyPlan
 from server.privacy_plan import plan_privacy
 from server.sinks import missing_sinks
-from strategies.base import ClientShape, ServerState, Strategy, model_seed
+from strategies.base import ClientShape, ModelForm, ServerState, Strategy, model_seed
 from strategies.private import refuse_large_delta, refuse_unfit_model
 from strategies.table import build_strategy
 from workloads.table import open_workload
@@ -48,6 +48,10 @@ class Preparation:
         partition: Who holds what, canaries included.
         model: A model of the right form, holding the initial weights.
         initial_weights: w_0.
+        groups: What of the model is shared, personal and frozen.
+        form: Form of what is shared.
+        clients_evaluate: Whether the models that count are with the clients, so that only they can
+            judge them.
         privacy: What a private run costs; None for one that is not private.
         canaries: Those that an audit put among the data; None where there are none.
         partition_without: The partition without them, as it is written down.
@@ -61,6 +65,9 @@ class Preparation:
     partition: Partition
     model: nn.Module
     initial_weights: NamedTensors
+    groups: ParameterGroups
+    form: ModelForm
+    clients_evaluate: bool
     privacy: PrivacyPlan | None
     canaries: Canaries | None
     partition_without: Partition
@@ -69,51 +76,34 @@ class Preparation:
 
     def client_shapes(self) -> list[ClientShape]:
         """Every client by partition id."""
-        workload, form = self.workload, received_form(self.workload, self.model)
-        sent = {name for name in self.model.state_dict() if name in form.weights}
-        shapes = []
-        for partition_id, counts in enumerate(self.partition.class_counts.tolist()):
-            trains_all = all(workload.is_trained(name, partition_id) for name in sent)
-            shapes.append(
-                ClientShape(
-                    partition_id,
-                    tuple(counts),
-                    form,
-                    tuple(getattr(workload, "input_shape", ())),
-                    form if trains_all else sent_form(workload, self.model, partition_id),
-                    workload.num_training_examples(sum(counts)),
-                )
+        workload, input_shape = self.workload, tuple(getattr(self.workload, "input_shape", ()))
+        return [
+            ClientShape(
+                partition_id,
+                tuple(counts),
+                self.form,
+                input_shape,
+                sent_form(workload, self.form, partition_id),
+                workload.num_training_examples(sum(counts)),
             )
-        return shapes
+            for partition_id, counts in enumerate(self.partition.class_counts.tolist())
+        ]
 
     def owners(self) -> dict[str, int]:
         """How many clients train an entry, of those that not all train."""
-        forms = [shape.trained for shape in self.client_shapes()]
-        whole = received_form(self.workload, self.model).weights
-        if all(len(form.weights) == len(whole) for form in forms):
-            return {}
-        counts = {name: sum(name in form.weights for form in forms) for name in whole}
-        return {name: count for name, count in counts.items() if count < len(forms)}
+        forms = [shape.trained.weights for shape in self.client_shapes()]
+        parts = [form for form in forms if len(form) < len(self.form.weights)]
+        missing = {name for form in parts for name in self.form.weights if name not in form}
+        return {name: sum(name in form for form in forms) for name in missing}
 
     def broadcast(self, state: ServerState) -> dict[str, Array]:
         """What every client receives: the strategy's arrays, but for what is not shared."""
         arrays, groups = self.strategy.broadcast(state), self.groups
         return {name: array for name, array in arrays.items() if groups.is_shared(name)}
 
-    @property
-    def groups(self) -> ParameterGroups:
-        """What of the model is shared, personal and frozen."""
-        return self.workload.groups(self.model)
-
-    @property
-    def clients_evaluate(self) -> bool:
-        """Whether the models that count are with the clients, so that only they can judge them."""
-        return clients_evaluate(self.strategy, self.workload, self.groups)
-
     def initial_state(self) -> ServerState:
         """What the server holds before the first round."""
-        trainable = received_form(self.workload, self.model).trainable
-        slots = self.strategy.initial_slots(self.initial_weights, trainable)
+        slots = self.strategy.initial_slots(self.initial_weights, self.form.trainable)
         return ServerState(self.initial_weights, slots)
 
     @property
@@ -169,7 +159,8 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     strategy = build_strategy(config)
     strategy.check_model(model)
     refuse_unfit_model(config, model, workload)
-    _refuse_unfit_groups(strategy, workload, model)
+    groups = workload.groups(model)
+    _refuse_unfit_groups(strategy, workload, model, groups)
     if config.partition.scheme == "own":
         partition = _nobody_yet(workload.dataset, config.partition.clients)
     else:
@@ -189,6 +180,9 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
         partition=dealt.partition,
         model=model,
         initial_weights=weights_of(model),
+        groups=groups,
+        form=received_form(model, groups),
+        clients_evaluate=clients_evaluate(strategy, workload, groups),
         privacy=privacy,
         canaries=dealt.canaries,
         partition_without=partition,
@@ -197,13 +191,15 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     )
 
 
-def _refuse_unfit_groups(strategy: Strategy, workload: Workload, model: nn.Module) -> None:
+def _refuse_unfit_groups(
+    strategy: Strategy, workload: Workload, model: nn.Module, groups: ParameterGroups
+) -> None:
     """Refuse groups that leave nothing to train together, or an evaluation that would leak.
 
     Raises:
         ConfigError: With the way out.
     """
-    config, groups = workload.config, workload.groups(model)
+    config = workload.config
     if not any(map(groups.is_shared, trainable_names(model))):
         key = "personal" if config.groups.personal else "frozen"
         rule = (
