@@ -187,15 +187,6 @@ def test_a_personal_head_is_trained_as_if_it_were_shared(federate: Federate) -> 
         torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_local_adam_is_torchs(optimizer: str, federate: Federate) -> None:
-    keys = tiny_keys(
-        "fedavg", train__optimizer=optimizer, train__learning_rate=1e-3, train__weight_decay=0.1
-    )
-    path = federate(keys)
-    assert RunFolder.open(path).read_rounds()[-1].server["train_loss"] > 0
-
-
 @pytest.mark.parametrize(
     "keys",
     [keys_of(groups__personal="phi"), keys_of("scaffold", meltr__tasks="rotation;mixup")],

@@ -243,6 +243,8 @@ def _gradient(
     loss: torch.Tensor, wanted: list[torch.Tensor], *, create_graph: bool = False
 ) -> _Vector:
     """The gradient, zero where the loss does not depend on an entry."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(value) for value in wanted]
     found = torch.autograd.grad(loss, wanted, create_graph=create_graph, allow_unused=True)
     return [
         torch.zeros_like(value) if part is None else part
@@ -279,7 +281,10 @@ def _conjugate(settings: HypergradientSettings, curvature: _Curvature, v: _Vecto
             h + settings.damping * d
             for h, d in zip(curvature.hessian(direction), direction, strict=True)
         ]
-        length = squared / _dot(direction, product)
+        curvature_along = _dot(direction, product)
+        if curvature_along == 0:  # no step along a flat direction is longest
+            break
+        length = squared / curvature_along
         solution = [s + length * d for s, d in zip(solution, direction, strict=True)]
         residual = [r - length * p for r, p in zip(residual, product, strict=True)]
         before, squared = squared, _dot(residual, residual)

@@ -37,6 +37,11 @@ class LossNetwork(nn.Module):
             Shape (...).
         """
 
+    def _check(self, losses: torch.Tensor, tasks: Sequence[str]) -> None:
+        assert losses.shape[-1:] == (len(tasks),) != (0,), (
+            "one loss for each task, and one at least"
+        )
+
 
 class LossTransformer(LossNetwork):
     """MELTR(l; phi): scale and task embeddings, self-attention, the mean over tasks, a scalar.
@@ -69,12 +74,12 @@ class LossTransformer(LossNetwork):
             task_embeddings: Whether tokens tell their task; without, all tasks are alike.
 
         Raises:
-            ValueError: `width` is no multiple of `heads`, or a name has a dot.
+            ValueError: `width` is no multiple of `heads`, or names cannot be told apart.
         """
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of the {heads} heads")
-        _refuse_dots(tasks)
+        _refuse_unfit_names(tasks)
         self.scale_embedding = nn.Sequential(
             nn.Linear(1, scale_width), nn.ReLU(), nn.Linear(scale_width, width)
         )
@@ -88,6 +93,7 @@ class LossTransformer(LossNetwork):
 
     def forward(self, losses: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
         """The learned loss; see `LossNetwork.forward`."""
+        self._check(losses, tasks)
         tokens = self.scale_embedding(losses.unsqueeze(-1))
         if len(self.task_embedding):
             tokens = tokens + torch.stack([self.task_embedding[task] for task in tasks])
@@ -107,14 +113,15 @@ class LinearLoss(LossNetwork):
             tasks: Their names, without dots.
 
         Raises:
-            ValueError: A name has a dot.
+            ValueError: Names cannot be told apart.
         """
         super().__init__()
-        _refuse_dots(tasks)
+        _refuse_unfit_names(tasks)
         self.coefficient = nn.ParameterDict({task: nn.Parameter(torch.ones(())) for task in tasks})
 
     def forward(self, losses: torch.Tensor, tasks: Sequence[str]) -> torch.Tensor:
         """The learned loss; see `LossNetwork.forward`."""
+        self._check(losses, tasks)
         coefficients = torch.stack([self.coefficient[task] for task in tasks])
         return (coefficients * losses).sum(dim=-1)
 
@@ -164,9 +171,10 @@ def fit_to_sum(
         )
 
 
-def _refuse_dots(tasks: Sequence[str]) -> None:
+def _refuse_unfit_names(tasks: Sequence[str]) -> None:
+    """Names become those of parameters, which may have no dots nor be a container's own."""
     for task in tasks:
-        if "." in task:
-            raise ValueError(
-                f"task {task!r} has a dot; a parameter bears its name, so leave it out"
-            )
+        if not task or "." in task or hasattr(nn.ParameterDict(), task):
+            raise ValueError(f"task {task!r} cannot name a parameter; give it another name")
+    if len(set(tasks)) < len(tasks):
+        raise ValueError(f"tasks {', '.join(tasks)} name one twice; leave one out")

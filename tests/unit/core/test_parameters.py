@@ -5,14 +5,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
+from core.config import TrainConfig
+from core.examples import Examples
 from core.parameters import (
     ParameterVector,
+    adam_step_,
     project_onto_ball_,
     sgd_step_,
     trainable_names,
     weights_of,
 )
+from strategies.local_sgd import train_locally
+from tests.unit.strategies.toy import ToyObjective
 
 
 def small_model() -> nn.Module:
@@ -141,3 +147,46 @@ def test_projection_is_the_nearest_point_of_the_ball(offsets: list[float], radiu
         assert outside
         expected = centre + (start - centre) / true_distance * radius
         assert torch.allclose(values, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_steps_are_torchs(weight_decay: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(7, generator=generator)
+    theirs = values.clone().requires_grad_()
+    optimizer = torch.optim.Adam([theirs], lr=0.01, weight_decay=weight_decay)
+    first, second = torch.zeros(7), torch.zeros(7)
+    for step in range(1, 6):
+        gradient = torch.randn(7, generator=generator)
+        adam_step_(
+            values, gradient, first, second, step, learning_rate=0.01, weight_decay=weight_decay
+        )
+        theirs.grad = gradient.clone()
+        optimizer.step()
+        torch.testing.assert_close(values, theirs.detach(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_local_steps_are_the_named_optimizers(optimizer: str) -> None:
+    """Two epochs of one batch: as many steps, on the same loss."""
+    examples = Examples(torch.randn(6, 4), torch.arange(6) % 3)
+    models = [nn.Linear(4, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    config = TrainConfig(
+        optimizer=optimizer, learning_rate=0.01, weight_decay=0.1, local_epochs=2, batch_size=6
+    )
+    parameters = ParameterVector(models[0])
+    train_locally(parameters, ToyObjective(CrossEntropy(), models[0], examples), config, seed=0)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    theirs = kind(models[1].parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(2):
+        theirs.zero_grad()
+        functional.cross_entropy(models[1](examples.inputs), examples.labels).backward()
+        theirs.step()
+    for ours, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
+
+
+class CrossEntropy:
+    def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(model(inputs), labels, reduction="none")

@@ -27,6 +27,7 @@ from workloads.meta.hypergradients import (
 from workloads.meta.loss_networks import LossTransformer
 
 ETA, STEP = 0.3, 1e-5
+POINT = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
 
 
 def flat(weights: Weights) -> torch.Tensor:
@@ -160,6 +161,18 @@ def test_both_inverses_reach_the_exact_implicit_gradient() -> None:
     assert torch.linalg.eigvalsh(problem.hessians[0]).max() * 0.1 < 1
     series = solve("aid-fp", problem, w, phi, steps=600, step_size=0.1).gradient["phi"]
     torch.testing.assert_close(series, exact(problem, w), rtol=1e-10, atol=1e-12)
+
+
+def test_where_nothing_depends_on_anything_the_gradient_is_zero() -> None:
+    flat = Quadratic((torch.zeros(4, 4, dtype=torch.float64),), torch.zeros(4, 3).double(), POINT)
+    w, phi = {"w": POINT + 1}, {"phi": torch.ones(3, dtype=torch.float64)}
+    for optimizer in OPTIMIZERS:
+        found = solve(optimizer, flat, w, phi, damping=0.0).gradient["phi"]
+        assert torch.equal(found, torch.zeros(3, dtype=torch.float64)), optimizer
+    constant = Bilevel(lambda w, batch: torch.ones(2), lambda phi, losses: losses.sum(), 0.0, False)
+    settings = HypergradientSettings(optimizer="itd")
+    found = hypergradient(settings, constant, w, phi, lambda: 0, lambda: 0).gradient["phi"]
+    assert not found.any()
 
 
 def test_stocbio_is_a_polynomial_in_one_batch() -> None:

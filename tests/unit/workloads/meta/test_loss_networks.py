@@ -139,5 +139,10 @@ def test_fitting_brings_the_transformer_to_the_sum() -> None:
 def test_sizes_and_names_that_do_not_do_are_refused() -> None:
     with pytest.raises(ValueError, match="width 10 must be a multiple of the 8 heads"):
         LossTransformer(TASKS, width=10)
-    with pytest.raises(ValueError, match=r"task 'a\.b' has a dot"):
-        LinearLoss(["a.b"])
+    for name in ("a.b", "", "values"):
+        with pytest.raises(ValueError, match=f"task '{name}' cannot name a parameter"):
+            LinearLoss([name])
+    with pytest.raises(ValueError, match="name one twice"):
+        LinearLoss(["a", "a"])
+    with pytest.raises(AssertionError, match="one loss for each task"):
+        LinearLoss(["a", "b"])(torch.ones(1), ["a", "b"])
