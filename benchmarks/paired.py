@@ -1,10 +1,10 @@
 """Methods of a suite against one of them, seed by seed.
 
 Reads the runs of a suite that ``tessera compare`` has run to its end, and prints for each setting
-and method the test accuracy after the last round, mean and standard deviation over seeds; how far
-it lies from the reference's, paired by seed, with the 95% interval of Student's t; and seconds of
-client work in a round, of all clients together, the least of all rounds and seeds: in others the
-machine may have done something else.
+and method the primary score on test after the last round, such as accuracy, mean and standard
+deviation over seeds; how far it lies from the reference's, paired by seed, with the 95% interval of
+Student's t; and seconds of client work in a round, of all clients together, the least of all rounds
+and seeds: in others the machine may have done something else.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from statistics import fmean, stdev
 from scipy.stats import t as student
 
 from core.errors import ConfigError, RunError, TesseraError
+from core.scores import Score
 from experiments.suite import read_suite
 from report.loading import LoadedRun
+from report.methods import judged_by
 
 CONFIDENCE = 0.95
 
@@ -31,11 +33,11 @@ class Outcome:
     """What is compared of one run.
 
     Attributes:
-        accuracy: On test data after the last round, in [0, 1].
+        value: Of the primary score on test data after the last round; a share is in [0, 1].
         client_s: Seconds of client work in the round that took least.
     """
 
-    accuracy: float
+    value: float
     client_s: float
 
     @classmethod
@@ -62,52 +64,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; returns the exit code."""
     try:
-        found = outcomes(arguments.suite)
+        found, score = outcomes(arguments.suite)
         if arguments.reference not in (labels := {method for _, method in found}):
             told = ", ".join(sorted(labels))
             raise RunError(f"--reference={arguments.reference}: must be one of {told}")
-        print(table(found, arguments.reference))
+        print(table(found, arguments.reference, score))
     except TesseraError as error:
         print(f"python -m benchmarks paired: {error}", file=sys.stderr)
         return ConfigError.exit_code if isinstance(error, ConfigError) else error.exit_code
     return 0
 
 
-def outcomes(path: Path) -> Outcomes:
-    """What came of every run of the suite at `path`, which tunes nothing.
+def outcomes(path: Path) -> tuple[Outcomes, Score]:
+    """What came of every run of the suite at `path`, which tunes nothing, and of which score.
 
     Raises:
-        TesseraError: The suite cannot be read.
+        TesseraError: The suite cannot be read, or the primary scores of two runs differ.
         RunError: A run is not complete.
     """
     found: Outcomes = {}
+    runs: list[LoadedRun] = []
     for one in read_suite(path).runs:
         looked = one.look()
         if looked.run is None:
             raise RunError(f"{one.name} is {looked.state}; run tessera compare {path} to its end")
         by_seed = found.setdefault((one.setting, one.method), {})
         by_seed[one.config.seed] = Outcome.of(looked.run)
-    return found
+        runs.append(looked.run)
+    return found, judged_by(runs).primary
 
 
-def table(found: Outcomes, reference: str) -> str:
-    """The comparison as Markdown; accuracies in percent, differences in points."""
+def table(found: Outcomes, reference: str, score: Score) -> str:
+    """The comparison as Markdown; shares in percent, their differences in points."""
+    points = ", points" if score.is_percent else ""
     lines = [
-        "| setting | method | test accuracy, % | by seed "
-        f"| minus {reference}, points | 95% interval | client s a round, least |",
+        f"| setting | method | {score.heading(f'test {score.label}')} | by seed "
+        f"| minus {reference}{points} | 95% interval | client s a round, least |",
         "|---|---|---:|---|---:|---:|---:|",
     ]
     for (setting, method), by_seed in found.items():
         base = found[setting, reference]
         seeds = sorted(by_seed)
-        accuracies = [100 * by_seed[seed].accuracy for seed in seeds]
-        differences = [100 * (by_seed[s].accuracy - base[s].accuracy) for s in seeds]
+        values = [score.factor * by_seed[seed].value for seed in seeds]
+        differences = [score.factor * (by_seed[s].value - base[s].value) for s in seeds]
         apart = ("-", "-") if method == reference else difference_text(differences)
         cells = [
             setting,
             method,
-            f"{fmean(accuracies):.2f} ± {_deviation(accuracies):.2f}",
-            ", ".join(f"{accuracy:.2f}" for accuracy in accuracies),
+            f"{fmean(values):.2f} ± {_deviation(values):.2f}",
+            ", ".join(f"{value:.2f}" for value in values),
             *apart,
             f"{min(by_seed[seed].client_s for seed in seeds):.2f}",
         ]

@@ -291,7 +291,7 @@ def compare(
         {
             "suite": parsed.name,
             "folder": str(parsed.folder),
-            "tuning": tuning.to_json(result.tuned),
+            "tuning": tuning.to_json(result.tuned, result.scores.primary),
             "summary": summary.to_json(result),
             "runs": [_run_json(loaded) for _, loaded in result.runs],
             "unfinished": [_run_json(loaded) for _, loaded in result.unfinished],
@@ -459,14 +459,13 @@ def _methods_json(runs: Sequence[LoadedRun]) -> list[dict[str, Any]]:
     import dataclasses
 
     from report.methods import compare as group
-    from report.tables import Statistic, result_rows
+    from report.tables import measures, result_rows
 
-    rows = []
-    for row in result_rows(group(runs).methods):
+    rows, comparison = [], group(runs)
+    for row in result_rows(comparison.methods):
         figures = {
-            field.name: dataclasses.asdict(value) if value is not None else None
-            for field in dataclasses.fields(row)
-            if isinstance(value := getattr(row, field.name), Statistic) or value is None
+            key: dataclasses.asdict(value) if value is not None else None
+            for key, value in measures(row, comparison.scores).items()
         }
         rows.append(
             {

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from core.scores import Scores
 from experiments import tuning
 from experiments.execution import NOTHING_TO_RUN, Action, Placeless, placeless, runs_to_check
 from experiments.plan import Plan
-from experiments.suite import Suite, SuiteRun, plan_suite
+from experiments.suite import Suite, SuiteRun, judged_by, plan_suite
 from experiments.tuning import Tuned, read_tuned
 from privacy.statement import figure
 from report.tables import NO_NOISE, NONE, plain_bytes
@@ -51,11 +52,13 @@ class ForeseenSuite:
 
     Attributes:
         suite: Which.
+        scores: What its runs are judged by.
         tuned: What is on record of its tunings.
         runs: Candidates' first; without those of methods whose candidates all failed.
     """
 
     suite: Suite
+    scores: Scores
     tuned: tuple[Tuned, ...]
     runs: tuple[ForeseenRun, ...]
 
@@ -75,7 +78,7 @@ def foresee(suite: Suite) -> ForeseenSuite:
     """Check every run without starting one, and look at what is on record.
 
     Raises:
-        TesseraError: A run is refused; see `experiments.suite.plan_suite`.
+        TesseraError: A run is refused; see `experiments.suite.plan_suite` and `judged_by`.
     """
     tuned = tuple(map(read_tuned, suite.tunings))
     winners = [one.winner.candidate for one in tuned if one.winner is not None]
@@ -83,7 +86,9 @@ def foresee(suite: Suite) -> ForeseenSuite:
     trials = [run for one in suite.tunings for c in one.candidates for run in c.trials]
     known = suite.final_runs(winners)
     checked = list({r.name: r for r in [*runs_to_check(suite), *trials, *known]}.values())
-    plans = {run.name: plan for run, plan in zip(checked, plan_suite(checked), strict=True)}
+    planned = plan_suite(checked)
+    scores = judged_by(suite, checked, planned)
+    plans = {run.name: plan for run, plan in zip(checked, planned, strict=True)}
     made = {(run.method, run.config.identity()) for w in winners for run in w.trials}
     untold = {run.name for candidate in awaited for run in candidate.finals}
     runs = [ForeseenRun(run, run.state(), plans[run.name]) for run in trials]
@@ -100,7 +105,7 @@ def foresee(suite: Suite) -> ForeseenSuite:
             if state not in NOTHING_TO_RUN and (tried or is_twin):
                 foreseen = "tuned" if tried else "same"
             runs.append(ForeseenRun(run, foreseen, plans[run.name]))
-    return ForeseenSuite(suite, tuned, tuple(runs))
+    return ForeseenSuite(suite, scores, tuned, tuple(runs))
 
 
 def dry_json(foreseen: ForeseenSuite) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def dry_json(foreseen: ForeseenSuite) -> dict[str, Any]:
         "suite": suite.name,
         "folder": str(suite.folder),
         "runs_left": foreseen.num_to_do,
-        "tuning": tuning.to_json(foreseen.tuned),
+        "tuning": tuning.to_json(foreseen.tuned, foreseen.scores.primary),
         "runs": [_run_json(one) for one in foreseen.runs],
     }
 

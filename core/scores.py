@@ -143,6 +143,36 @@ class Scores(tuple[Score, ...]):
         return cls(Score.from_json(value) for value in values)
 
 
+def shared_scores(named: Iterable[tuple[str, Scores]]) -> Scores:
+    """What runs are judged by together: their one primary score, then every other of any of them.
+
+    Args:
+        named: For each run, at least one, its name and its scores.
+
+    Raises:
+        ValueError: The primary scores of two runs differ, or they mean different scores by one
+            name.
+    """
+    found: dict[str, tuple[str, Score]] = {}
+    primary: tuple[str, Score] | None = None
+    for run, scores in named:
+        first, score = primary = primary or (run, scores.primary)
+        if scores.primary != score:
+            raise ValueError(
+                f"{first} is judged by {score.label} ({score.name}), and {run} by "
+                f"{scores.primary.label} ({scores.primary.name}), which do not compare; put them "
+                "apart"
+            )
+        for one in scores:
+            other, known = found.setdefault(one.name, (run, one))
+            if known != one:
+                raise ValueError(
+                    f"{other} and {run} mean different scores by {one.name}: {known} and {one}; "
+                    "put them apart"
+                )
+    return Scores(score for _, score in found.values())
+
+
 ACCURACY = Score("accuracy", "accuracy", is_percent=True)
 MACRO_F1 = Score("macro_f1", "macro-F1", is_percent=True)
 CLASSIFICATION = Scores([ACCURACY, MACRO_F1])

@@ -22,9 +22,10 @@ from filelock import FileLock, Timeout
 from core.config import NOT_SETTINGS, Scalar, SinksConfig
 from core.errors import BusyError, ConfigError, DivergedError, Problem, RecordError, RunError
 from core.records import ClientRecord, RoundRecord, RunFolder, write_whole
+from core.scores import Scores
 from experiments import run as running
 from experiments import tuning
-from experiments.suite import Candidate, State, Suite, SuiteRun, plan_suite
+from experiments.suite import Candidate, State, Suite, SuiteRun, judged_by, plan_suite
 from experiments.tuning import Trial, Tried, Tuned
 from report.comparison import FIGURES, Entry, write_comparison
 from report.html import write_report
@@ -66,6 +67,7 @@ class SuiteResult:
 
     Attributes:
         suite: As run.
+        scores: What its runs are judged by.
         tuned: What came of each tuning, in the suite's order.
         runs: Every complete run but the candidates', loaded, in the suite's order.
         unfinished: Those that are on record and not complete, likewise.
@@ -79,6 +81,7 @@ class SuiteResult:
     """
 
     suite: Suite
+    scores: Scores
     tuned: tuple[Tuned, ...]
     runs: tuple[tuple[SuiteRun, LoadedRun], ...]
     unfinished: tuple[tuple[SuiteRun, LoadedRun], ...]
@@ -123,10 +126,12 @@ def run_suite(
     if max_minutes is not None and not max_minutes > 0:
         raise ConfigError([Problem("max-minutes", f"{max_minutes:g}", "must be above 0")])
     began = clock()
-    plan_suite(run for run in runs_to_check(suite) if run.state() not in NOTHING_TO_RUN)
+    to_check = [run for run in runs_to_check(suite) if run.state() not in NOTHING_TO_RUN]
+    scores = judged_by(suite, to_check, plan_suite(to_check))
     with _alone_in(suite.folder):
         execution = _Execution(
             suite,
+            scores,
             progress,
             on_step,
             lambda: max_minutes is None or clock() - began < 60 * max_minutes,
@@ -196,11 +201,13 @@ class _Execution:
     def __init__(
         self,
         suite: Suite,
+        scores: Scores,
         progress: Progress,
         on_step: Callable[[Step], None],
         may_start: Callable[[], bool],
     ) -> None:
         self._suite = suite
+        self._scores = scores
         self._progress = progress
         self._on_step = on_step
         self._may_start = may_start
@@ -215,7 +222,8 @@ class _Execution:
         tuned: list[Tuned] = []
         for one in self._suite.tunings:
             tuned.append(Tuned(one, tuple(self._try(candidate) for candidate in one.candidates)))
-            value = {"suite": self._suite.name, "tunings": tuning.to_json(tuned)}
+            tunings = tuning.to_json(tuned, self._scores.primary)
+            value = {"suite": self._suite.name, "tunings": tunings}
             content = json.dumps(value, indent=2, allow_nan=False) + "\n"
             write_whole(self._suite.folder / "tuning.json", content.encode())
         return tuned
@@ -316,7 +324,7 @@ class _Execution:
 
     def _notes(self, tuned: Sequence[Tuned]) -> list[str]:
         """What readers of the comparison must know."""
-        notes = tuning.sentences(self._suite, tuned)
+        notes = tuning.sentences(self._suite, tuned, self._scores.primary)
         on_record = {run.name for run, _ in self._loaded}
         for run, error in self._failures:  # the comparison tells how runs on record ended
             if not run.tunes and run.name not in on_record:
@@ -334,7 +342,8 @@ class _Execution:
             _entries(suite, loaded),
             suite.folder,
             title=suite.name,
-            target_accuracy=suite.target_accuracy,
+            scores=self._scores,
+            target=suite.target.value if suite.target else None,
             notes=self._notes(tuned),
         )
         _remove_other_figures(suite.folder / FIGURES, comparison)
@@ -346,6 +355,7 @@ class _Execution:
             page.unlink(missing_ok=True)
         return SuiteResult(
             suite,
+            self._scores,
             tuple(tuned),
             runs=tuple((run, found) for run, found in loaded if found.finished),
             unfinished=tuple((run, found) for run, found in loaded if not found.finished),

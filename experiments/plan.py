@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.config import RunConfig
+from core.scores import Scores
 from data.partition import FailedAttempt
 from engine.placement import resolve_kind, resolve_workers
 from experiments.run import refuse_network_keys
@@ -26,6 +27,7 @@ class Plan:
         config: As parsed.
         source: Name of the data.
         num_examples: Examples in ``train``, ``validation`` and ``test``.
+        scores: What it would be judged by.
         class_names: In label order.
         class_counts: Shape (clients, classes): training images of each class that each holds.
         failed_attempts: Partitions that were tried and refused before this one.
@@ -40,6 +42,7 @@ class Plan:
     config: RunConfig
     source: str
     num_examples: Mapping[str, int]
+    scores: Scores
     class_names: tuple[str, ...]
     class_counts: npt.NDArray[np.int64]
     failed_attempts: tuple[FailedAttempt, ...]
@@ -68,6 +71,7 @@ def plan(config: RunConfig) -> Plan:
         config=config,
         source=dataset.name,
         num_examples=dataset.num_examples,
+        scores=preparation.workload.scores,
         class_names=dataset.class_names,
         class_counts=preparation.partition.class_counts,
         failed_attempts=preparation.partition.failed_attempts,

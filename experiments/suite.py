@@ -4,7 +4,8 @@
 
     seeds = [0, 1, 2]            # optional; [0] where left out
     name = "digits"              # optional in a file; its stem where left out
-    target-accuracy = 0.9        # optional: rounds and bytes to reach it are told
+    target-accuracy = 0.9        # optional: rounds and bytes to reach it are told; target-score
+                                 # for a workload that is judged by another score first
 
     [base]                       # optional: keys of every run
     rounds = 5
@@ -44,6 +45,7 @@ import dataclasses
 import difflib
 import hashlib
 import itertools
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,7 +63,8 @@ from core.errors import (
     RunError,
     TesseraError,
 )
-from core.records import RunFolder
+from core.records import RunFolder, scores_of
+from core.scores import ACCURACY, Score, Scores, shared_scores
 from experiments.plan import Plan, plan
 from experiments.settings import flat_settings
 from pairing.configuration import parse_config
@@ -83,7 +86,9 @@ cannot be read as a run (``damaged``), or this run up to where it diverged and w
 EACH = "each"
 """In place of a setting's label: tune under every setting on its own."""
 
-_TOP_LEVEL = ("name", "seeds", "target-accuracy", "base", "settings", "tuning", "methods")
+_TOP_LEVEL = (
+    "name", "seeds", "target-accuracy", "target-score", "base", "settings", "tuning", "methods",
+)  # fmt: skip
 _LABEL = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9_.=+-]*")
 _LABEL_RULE = "must be letters, digits and . _ = + - (it names folders), and not start with a dot"
 _SEEDS_RULE = "must be a list of distinct whole numbers"
@@ -162,15 +167,25 @@ class SuiteRun:
         """What lies in its folder, in one word."""
         return self.look().state
 
+    def scores(self) -> Scores | None:
+        """What it is judged by as far as it is on record; None where nothing can be read of it."""
+        try:
+            folder = RunFolder(self.folder)
+            record = folder.read_json("run")
+            is_this = record.get("identity") == self.config.identity()
+            return scores_of(record, folder.path / "run.json") if is_this else None
+        except RecordError:
+            return None
+
     def _load(self) -> LoadedRun:
         run = load_run(self.folder)
-        if self.tunes and last_validation_accuracy(run) is None:
-            raise RecordError(f"{run.folder.rounds} holds no round with a validation accuracy")
+        if self.tunes and last_validation(run) is None:
+            raise RecordError(f"{run.folder.rounds} holds no round that was judged on validation")
         return run
 
 
-def last_validation_accuracy(run: LoadedRun) -> float | None:
-    """In the last round that tells one; in [0, 1]."""
+def last_validation(run: LoadedRun) -> float | None:
+    """The primary score on validation in the last round that tells one."""
     judged = (r.validation.primary for r in reversed(run.rounds) if r.validation is not None)
     return next(judged, None)
 
@@ -232,6 +247,29 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """A score that runs are to reach.
+
+    Attributes:
+        key: By which the suite gives it.
+        value: Not multiplied by 100 where the score is a share.
+    """
+
+    key: str
+    value: float
+
+    def problem(self, score: Score) -> Problem | None:
+        """Why runs that are judged by `score` first cannot be held to it; None if they can."""
+        if self.key == _TARGET_ACCURACY and score != ACCURACY:
+            rule = f"the runs are judged by {score.label}; give {_TARGET_SCORE}"
+        elif score.is_percent and not 0 < self.value <= 1:
+            rule = f"{score.label} is a share: must be above 0 and at most 1, such as 0.9"
+        else:
+            return None
+        return Problem(self.key, f"{self.value:g}", rule)
+
+
+@dataclass(frozen=True, slots=True)
 class Suite:
     """Methods x settings x seeds, checked.
 
@@ -243,7 +281,7 @@ class Suite:
         settings: Labels in the order of the file; one empty label where there are none.
         runs: Of the methods without a grid, seeds outermost.
         tunings: One for each method with a grid, or for each of those under each setting.
-        target_accuracy: In (0, 1]; None where none was given.
+        target: Primary score on test whose cost is told; None where none was given.
     """
 
     name: str
@@ -253,7 +291,7 @@ class Suite:
     settings: tuple[str, ...]
     runs: tuple[SuiteRun, ...]
     tunings: tuple[Tuning, ...]
-    target_accuracy: float | None
+    target: Target | None
 
     @property
     def num_runs(self) -> int:
@@ -297,8 +335,9 @@ def parse_suite(value: Mapping[str, object]) -> Suite:
         ConfigError: Every problem of the suite and of all its runs, each key with the table that
             gives it.
     """
-    name, seeds, target = value.get("name", ""), value.get("seeds", [0]), value.get(_TARGET)
-    problems = list(_problems_of_form(name, seeds, target, value.keys()))
+    name, seeds = value.get("name", ""), value.get("seeds", [0])
+    problems = list(_problems_of_form(name, seeds, value.keys()))
+    target = _parse_target(value, problems)
     base = _Table("base", _keys("base", value.get("base", {}), problems))
     methods = _tables("methods", value.get("methods", []), problems)
     settings = _tables("settings", value.get("settings", []), problems)
@@ -430,7 +469,7 @@ class _Source:
         return SuiteRun(method, setting, named, tunes=bool(told))
 
 
-def _build(source: _Source, target: object) -> Suite:
+def _build(source: _Source, target: Target | None) -> Suite:
     settings = tuple(setting.label for setting in source.settings)
     runs = [
         source.run(method.label, setting, seed)
@@ -454,7 +493,7 @@ def _build(source: _Source, target: object) -> Suite:
             if method.grid
             for under, tried in parts
         ),
-        target_accuracy=float(target) if isinstance(target, int | float) else None,
+        target=target,
     )
 
 
@@ -548,12 +587,29 @@ def _problems_of_names(suite: Suite) -> Iterator[Problem]:
                 yield Problem(f"methods.{tuning.method}.grid", candidate.text, rule)
 
 
-_TARGET = "target-accuracy"
+_TARGET_ACCURACY, _TARGET_SCORE = "target-accuracy", "target-score"
 
 
-def _problems_of_form(
-    name: object, seeds: object, target: object, keys: Iterable[str]
-) -> Iterator[Problem]:
+def _parse_target(value: Mapping[str, object], problems: list[Problem]) -> Target | None:
+    """What runs are to reach, under the name that has accuracy in it or under the general one."""
+    given = [key for key in (_TARGET_ACCURACY, _TARGET_SCORE) if value.get(key) is not None]
+    if not given:
+        return None
+    key, wanted = given[0], value[given[0]]
+    if len(given) > 1:
+        rule = f"{_TARGET_ACCURACY} says the same; give one of them"
+        problems.append(Problem(_TARGET_SCORE, str(value[_TARGET_SCORE]), rule))
+    is_number = isinstance(wanted, int | float) and not isinstance(wanted, bool)
+    if not is_number or not math.isfinite(number := float(wanted)):  # type: ignore[arg-type]
+        problems.append(Problem(key, str(wanted), "must be a number, such as 0.9"))
+        return None
+    target = Target(key, number)
+    if key == _TARGET_ACCURACY and (problem := target.problem(ACCURACY)):
+        problems.append(problem)
+    return target
+
+
+def _problems_of_form(name: object, seeds: object, keys: Iterable[str]) -> Iterator[Problem]:
     for key in keys:
         if key not in _TOP_LEVEL:
             near = difflib.get_close_matches(key, _TOP_LEVEL, n=1)
@@ -563,10 +619,6 @@ def _problems_of_form(
         yield Problem("name", str(name), _LABEL_RULE)
     if not _are_seeds(seeds):
         yield Problem("seeds", str(seeds), _SEEDS_RULE)
-    is_number = isinstance(target, int | float) and not isinstance(target, bool)
-    if target is not None and not (is_number and 0 < target <= 1):  # type: ignore[operator]
-        rule = "must be a share of the test images, above 0 and at most 1, such as 0.9"
-        yield Problem(_TARGET, str(target), rule)
 
 
 def _are_seeds(value: object) -> TypeGuard[list[int]]:
@@ -787,6 +839,30 @@ def plan_suite(runs: Iterable[SuiteRun]) -> list[Plan]:
     lines = [f"{', '.join(r.name for r in errors[text])}: {text}" for text in kinds]
     kind = DataError if any(isinstance(e, DataError) for e in kinds.values()) else RunError
     raise kind("\n".join(lines))
+
+
+def judged_by(suite: Suite, runs: Sequence[SuiteRun], plans: Sequence[Plan]) -> Scores:
+    """What the runs of a suite are judged by.
+
+    Args:
+        suite: Its target must fit.
+        runs: Those that were planned; what is on record of all others is looked at too.
+        plans: Of `runs`.
+
+    Raises:
+        ConfigError: The primary scores of two runs differ, or the target is not of theirs.
+    """
+    planned = {run.name: plan.scores for run, plan in zip(runs, plans, strict=True)}
+    candidates = [candidate for one in suite.tunings for candidate in one.candidates]
+    every = [*suite.runs, *(r for c in candidates for r in (*c.trials, *c.finals))]
+    recorded = {r.name: s for r in every if r.name not in planned and (s := r.scores()) is not None}
+    try:
+        scores = shared_scores({**planned, **recorded}.items())
+    except ValueError as error:
+        raise ConfigError([Problem("methods", "", str(error))]) from error
+    if suite.target is not None and (problem := suite.target.problem(scores.primary)):
+        raise ConfigError([problem])
+    return scores
 
 
 def run_folders(path: Path) -> list[Path]:

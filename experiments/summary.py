@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.records import RoundRecord
+from core.scores import Score, Scores
 from experiments import tuning
 from experiments.execution import SuiteResult
 from experiments.suite import Candidate
@@ -21,25 +22,27 @@ from report.tables import (
     amount_of_bytes,
     epsilon_text,
     epsilon_title,
-    percent,
+    measures,
     result_rows,
+    score_text,
     seconds,
     seeds_text,
+    target_text,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What it took to reach a test accuracy.
+    """What it took to reach a score on test.
 
     Attributes:
-        accuracy: In (0, 1].
+        score: In (0, 1] where it is a share.
         seeds: Of the runs that reached it.
         rounds: Until then, over those runs; None where there is none.
         bytes_up: From all clients until then, likewise.
     """
 
-    accuracy: float
+    score: float
     seeds: tuple[int, ...]
     rounds: Statistic | None
     bytes_up: Statistic | None
@@ -56,7 +59,8 @@ class Cell:
         runs: Its complete runs, by seed.
         unfinished: Its others that are on record.
         num_seeds: Runs it was to have.
-        target_accuracy: Of the suite; None where it gives none.
+        wanted: The suite's target; None where it gives none.
+        scores: What the suite's runs are judged by.
     """
 
     setting: str
@@ -65,7 +69,8 @@ class Cell:
     runs: tuple[LoadedRun, ...]
     unfinished: tuple[LoadedRun, ...]
     num_seeds: int
-    target_accuracy: float | None
+    wanted: float | None
+    scores: Scores
 
     @property
     def on_record(self) -> tuple[LoadedRun, ...]:
@@ -86,19 +91,14 @@ class Cell:
 
     @property
     def validation(self) -> Statistic | None:
-        """Validation accuracy after the last round."""
+        """Primary score on validation after the last round."""
         finals = [run.final for run in self.runs]
         return Statistic.of(r.validation.primary if r and r.validation else None for r in finals)
 
     @property
     def best_rounds(self) -> tuple[RoundRecord, ...]:
-        """Each run's round of highest validation accuracy, the earliest of equals."""
+        """Each run's round of the highest on validation, the earliest of equals."""
         return tuple(best for run in self.runs if (best := best_round(run)) is not None)
-
-    @property
-    def at_best_validation(self) -> Statistic | None:
-        """Test accuracy in those rounds."""
-        return Statistic.of(r.test.primary if r.test else None for r in self.best_rounds)
 
     @property
     def row(self) -> Row | None:
@@ -111,12 +111,12 @@ class Cell:
     @property
     def target(self) -> Target | None:
         """What it took to reach the suite's target; None where the suite has none."""
-        if self.target_accuracy is None:
+        if self.wanted is None:
             return None
-        found = [(run.seed, reached(run, self.target_accuracy)) for run in self.runs]
+        found = [(run.seed, reached(run, self.wanted)) for run in self.runs]
         spent = [(seed, cost) for seed, cost in found if cost is not None]
         return Target(
-            self.target_accuracy,
+            self.wanted,
             tuple(seed for seed, _ in spent),
             Statistic.of(float(cost.round) for _, cost in spent),
             Statistic.of(float(cost.bytes_up) for _, cost in spent),
@@ -147,7 +147,8 @@ def summarise(result: SuiteResult) -> list[Cell]:
                     tuple(complete),
                     tuple(unfinished),
                     len(suite.seeds),
-                    suite.target_accuracy,
+                    suite.target.value if suite.target else None,
+                    result.scores,
                 )
             )
     return cells
@@ -157,18 +158,26 @@ def _seed(run: LoadedRun) -> int:
     return run.seed
 
 
-_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("test, %", lambda row: percent(row.test_accuracy)),
-    ("worst client, %", lambda row: percent(row.worst_client_accuracy)),
-    ("uploaded", lambda row: amount_of_bytes(row.bytes_up)),
-    ("client s", lambda row: seconds(row.client_s)),
-)
+def _columns(cells: Sequence[Cell], score: Score) -> list[tuple[str, Callable[[Row], str]]]:
+    runs = [run for cell in cells for run in cell.on_record]
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        (score.heading("test"), lambda row: score_text(row.primary, score)),
+        (score.heading("worst client"), lambda row: score_text(row.worst_client, score)),
+        ("uploaded", lambda row: amount_of_bytes(row.bytes_up)),
+        ("client s", lambda row: seconds(row.client_s)),
+    ]
+    if runs and not any(run.tells_clients_apart for run in runs):
+        del columns[1]
+    if title := epsilon_title(runs):
+        columns.insert(0, (title.lower(), lambda row: epsilon_text(row.method.runs)))
+    return columns
 
 
 def to_text(result: SuiteResult) -> str:
     """The summary for a terminal: how methods were tuned, then a table per setting."""
     cells = summarise(result)
-    blocks = [tuning.to_text(result.tuned)] if result.tuned else []
+    score = result.scores.primary
+    blocks = [tuning.to_text(result.tuned, score)] if result.tuned else []
     for setting in result.suite.settings:
         block = [cell for cell in cells if cell.setting == setting]
         seeds = sorted({run.seed for cell in block for run in cell.runs})
@@ -176,8 +185,9 @@ def to_text(result: SuiteResult) -> str:
         title = f"{setting}: " if setting else ""
         heading = f"{title}after the last round, {over} {seeds_text(seeds)}"
         told = _shared_attack(block)
-        lines = [heading if seeds else f"{title}no run is complete", *told, *_table(block, told)]
-        blocks.append("\n".join([*lines, *_targets(block)]) + "\n")
+        heading = heading if seeds else f"{title}no run is complete"
+        lines = [heading, *told, *_table(block, told, score), *_targets(block, score)]
+        blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
@@ -187,10 +197,8 @@ def _shared_attack(cells: Sequence[Cell]) -> tuple[str, ...]:
     return next(iter(attacks)) if len(attacks) == 1 else ()
 
 
-def _table(cells: Sequence[Cell], told: Collection[str]) -> list[str]:
-    columns = list(_COLUMNS)
-    if title := epsilon_title(run for cell in cells for run in cell.on_record):
-        columns.insert(0, (title.lower(), lambda row: epsilon_text(row.method.runs)))
+def _table(cells: Sequence[Cell], told: Collection[str], score: Score) -> list[str]:
+    columns = _columns(cells, score)
     lines = [("method", *(title for title, _ in columns))]
     for cell in cells:
         row = cell.row
@@ -200,7 +208,7 @@ def _table(cells: Sequence[Cell], told: Collection[str]) -> list[str]:
     return _aligned(lines)
 
 
-def _targets(cells: Sequence[Cell]) -> list[str]:
+def _targets(cells: Sequence[Cell], score: Score) -> list[str]:
     """Rounds and bytes to the target; says how many seeds the means are over if not over all."""
     lines = []
     for cell in cells:
@@ -211,8 +219,8 @@ def _targets(cells: Sequence[Cell]) -> list[str]:
             lines.append((cell.method + part, *figures))
     if not lines:
         return []
-    accuracy = f"{100 * (cells[0].target_accuracy or 0):g}%"
-    head = (f"to {accuracy} test accuracy", "rounds", "uploaded")
+    assert cells[0].wanted is not None, "a target is the suite's, and so every cell's"
+    head = (f"to {target_text(cells[0].wanted, score)} test {score.label}", "rounds", "uploaded")
     return ["", *_aligned([head, *lines])]
 
 
@@ -234,12 +242,14 @@ def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def to_json(result: SuiteResult) -> list[dict[str, Any]]:
-    """The cells for programs; accuracies in [0, 1], a figure that is not there is null."""
+    """The cells for programs; shares in [0, 1], a figure that is not there is null."""
     return [_cell_json(cell) for cell in summarise(result)]
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:
-    row, target = cell.row, cell.target
+    row, target, primary = cell.row, cell.target, cell.scores.primary.name
+    figures = measures(row, cell.scores)
+    on_one_machine = {k: v for k, v in figures.items() if not k.startswith("network_")}
     return {
         "setting": cell.setting,
         "method": cell.method,
@@ -247,21 +257,13 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "sends_raw_images": any(run.sends_raw_images for run in cell.on_record),
         "attack": next((run.attack for run in cell.on_record if run.attack), None),
         "seeds": [run.seed for run in cell.runs],
-        "validation_accuracy": _statistic(cell.validation),
-        "test_accuracy": _statistic(row.test_accuracy if row else None),
-        "accuracy_at_best_validation": _statistic(cell.at_best_validation),
+        f"validation_{primary}": _statistic(cell.validation),
         "best_rounds": [record.round for record in cell.best_rounds],
-        "worst_client_accuracy": _statistic(row.worst_client_accuracy if row else None),
-        "macro_f1": _statistic(row.macro_f1 if row else None),
-        "bytes_up": _statistic(row.bytes_up if row else None),
-        "bytes_down": _statistic(row.bytes_down if row else None),
-        "client_s": _statistic(row.client_s if row else None),
-        "server_s": _statistic(row.server_s if row else None),
-        "epsilon": _statistic(row.epsilon if row else None),
+        **{key: _statistic(value) for key, value in on_one_machine.items()},
         "privacy": _privacy_json(cell),
         "target": target
         and {
-            "test_accuracy": target.accuracy,
+            f"test_{primary}": target.score,
             "seeds": list(target.seeds),
             "rounds": _statistic(target.rounds),
             "bytes_up": _statistic(target.bytes_up),

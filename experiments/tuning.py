@@ -1,4 +1,4 @@
-"""Which candidate of a grid a method takes: the one of highest mean validation accuracy.
+"""Which candidate of a grid a method takes: the one of highest mean primary score on validation.
 
 That is the mean over the tuning's seeds, in the last evaluated round; of equals the first in the
 grid. A candidate with a run that diverged loses. One with a run that failed otherwise is neither in
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from experiments.suite import Candidate, Suite, SuiteRun, Tuning, last_validation_accuracy
-from report.tables import NONE, Statistic, percent, seeds_text
+from core.scores import ACCURACY, Score
+from experiments.suite import Candidate, Suite, SuiteRun, Tuning, last_validation
+from report.tables import NONE, Statistic, score_text, seeds_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +21,13 @@ class Trial:
     """What came of one run of a candidate, as far as it is known.
 
     Attributes:
-        validation_accuracy: In the last evaluated round; None before the run is complete.
+        validation: Primary score on validation in the last evaluated round; None before the run is
+            complete.
         failure: Why it never will be: how it diverged; None unless so.
         mishap: What it stopped at otherwise, which need not come again; None unless so.
     """
 
-    validation_accuracy: float | None = None
+    validation: float | None = None
     failure: str | None = None
     mishap: str | None = None
 
@@ -56,8 +58,8 @@ class Tried:
     @property
     def validation(self) -> Statistic | None:
         """Over the seeds; None where one of them is missing."""
-        accuracies = [trial.validation_accuracy for trial in self.trials]
-        return None if None in accuracies else Statistic.of(accuracies)
+        scores = [trial.validation for trial in self.trials]
+        return None if None in scores else Statistic.of(scores)
 
     @property
     def settled(self) -> bool:
@@ -117,7 +119,7 @@ def read_trial(run: SuiteRun) -> Trial:
         return Trial(failure=found.reason)
     if found.state == "incomplete" and found.reason:
         return Trial(mishap=found.reason)
-    return Trial(last_validation_accuracy(found.run) if found.run else None)
+    return Trial(last_validation(found.run) if found.run else None)
 
 
 def read_tuned(tuning: Tuning) -> Tuned:
@@ -127,8 +129,10 @@ def read_tuned(tuning: Tuning) -> Tuned:
     )
 
 
-def to_json(tuned: Sequence[Tuned]) -> list[dict[str, Any]]:
-    """For programs: the content of ``tuning.json``. Accuracies in [0, 1]."""
+def to_json(tuned: Sequence[Tuned], score: Score) -> list[dict[str, Any]]:
+    """For programs: the content of ``tuning.json``. Shares are in [0, 1]."""
+    key = f"validation_{score.name}"
+    by_seed = "validation_accuracies" if score == ACCURACY else f"{key}_by_seed"
     return [
         {
             "method": one.tuning.method,
@@ -142,8 +146,8 @@ def to_json(tuned: Sequence[Tuned]) -> list[dict[str, Any]]:
                     "label": tried.candidate.label,
                     "keys": dict(tried.candidate.keys),
                     "runs": [run.name for run in tried.candidate.trials],
-                    "validation_accuracies": [t.validation_accuracy for t in tried.trials],
-                    "validation_accuracy": asdict(v) if (v := tried.validation) else None,
+                    by_seed: [trial.validation for trial in tried.trials],
+                    key: asdict(v) if (v := tried.validation) else None,
                     "failure": tried.failure,
                     "mishap": tried.mishap,
                 }
@@ -154,13 +158,14 @@ def to_json(tuned: Sequence[Tuned]) -> list[dict[str, Any]]:
     ]
 
 
-def to_text(tuned: Sequence[Tuned]) -> str:
-    """For a terminal: every candidate's validation accuracy and what was taken."""
-    return "\n".join(_block(one) for one in tuned)
+def to_text(tuned: Sequence[Tuned], score: Score) -> str:
+    """For a terminal: every candidate's score on validation and what was taken."""
+    return "\n".join(_block(one, score) for one in tuned)
 
 
-def _block(one: Tuned) -> str:
-    lines = [f"{one.tuning.method}, tuned {one.where}: validation accuracy after the last round, %"]
+def _block(one: Tuned, score: Score) -> str:
+    heading = score.heading(f"validation {score.label} after the last round")
+    lines = [f"{one.tuning.method}, tuned {one.where}: {heading}"]
     width = max(len(tried.candidate.text) for tried in one.tried)
     for tried in one.tried:
         if tried.failure is not None:
@@ -168,7 +173,7 @@ def _block(one: Tuned) -> str:
         elif tried.mishap is not None:
             told = f"{NONE}  to be tried again: {first_line(tried.mishap)}"
         else:
-            told = percent(tried.validation) + ("  taken" if tried is one.winner else "")
+            told = score_text(tried.validation, score) + ("  taken" if tried is one.winner else "")
         lines.append(f"  {tried.candidate.text:{width}}  {told}")
     if one.failed:
         lines.append(f"  {one.tuning.method} has no candidate left and is not run")
@@ -177,15 +182,15 @@ def _block(one: Tuned) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def sentences(suite: Suite, tuned: Sequence[Tuned]) -> list[str]:
+def sentences(suite: Suite, tuned: Sequence[Tuned], score: Score) -> list[str]:
     """How each method was tuned, for readers of its figures; empty where none has a grid."""
     plain = [label for label in suite.methods if label in {run.method for run in suite.runs}]
     verb = "was" if len(plain) == 1 else "were"
     untuned = [f"{', '.join(plain)} {verb} not tuned."] if tuned and plain else []
-    return [_sentence(one) for one in tuned] + untuned
+    return [_sentence(one, score) for one in tuned] + untuned
 
 
-def _sentence(one: Tuned) -> str:
+def _sentence(one: Tuned, score: Score) -> str:
     method, count = one.tuning.method, len(one.tried)
     failed = sum(tried.failure is not None for tried in one.tried)
     losses = f" {failed} of them failed." if failed else ""
@@ -202,8 +207,8 @@ def _sentence(one: Tuned) -> str:
     tried = "; ".join(f"{key} {values}" for key, values in _values(one.tuning).items())
     return (
         f"{method} was tuned {one.where} over {count} candidates ({tried}): "
-        f"{one.winner.candidate.text} has the highest validation accuracy after the last round, "
-        f"{percent(one.winner.validation)} %.{losses}"
+        f"{one.winner.candidate.text} has the highest validation {score.label} after the last "
+        f"round, {score_text(one.winner.validation, score)}{' %' * score.is_percent}.{losses}"
     )
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 from core.errors import RecordError
 from core.records import write_whole
+from core.scores import MACRO_F1, Score, Scores
 from report import latex
 from report.curves import trains_on_clients, uploads_no_update
 from report.failures import NO_REASON, left_out_of_costs
 from report.loading import LoadedRun
-from report.methods import NOT_PRIVATE, attacks_of, marks_of, task_of
+from report.measured import families
+from report.methods import NOT_PRIVATE, attacks_of, judged_by, marks_of, task_of
 from report.milestones import Spent, best_round, reached, total_spent
 from report.privacy import EpsilonPoint, epsilon_point, noised_of, unlike_terms
 from report.static_figures import (
@@ -27,21 +29,25 @@ from report.static_figures import (
     Series,
     draw_against_epsilon,
     draw_curves,
-    draw_final_accuracies,
+    draw_final_scores,
+    draw_measured,
 )
 from report.tables import (
     NO_NOISE,
     NONE,
     Statistic,
     amount_of_bytes,
+    column_heading,
     epsilon_text,
     epsilon_title,
     joined,
     markdown_text,
-    percent,
     rounds_text,
+    score_text,
     seconds,
     seeds_text,
+    sentence_case,
+    target_text,
     terms_differ,
 )
 
@@ -130,11 +136,11 @@ class _Figure:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """All that is shown of one setting, or of accuracy against epsilon under several."""
+    """All that is shown of one setting, or of scores against epsilon under several."""
 
     title: str
     tables: tuple[_Table, ...]
-    figure: _Figure | None
+    figures: tuple[_Figure, ...]
     notes: tuple[str, ...]
 
 
@@ -143,7 +149,8 @@ def write_comparison(
     folder: Path,
     *,
     title: str,
-    target_accuracy: float | None,
+    scores: Scores,
+    target: float | None,
     notes: Sequence[str],
 ) -> Sequence[Path]:
     """Write ``comparison.md``, ``comparison.tex`` and their figures.
@@ -152,34 +159,39 @@ def write_comparison(
         entries: Methods under settings, in the order in which they are shown.
         folder: Where to write; made where it is missing. Files that are there are replaced whole.
         title: Of the whole.
-        target_accuracy: Test accuracy in (0, 1] whose cost is compared; None compares totals only.
+        scores: What the runs are judged by, those that are still to come included.
+        target: Primary score on test whose cost is compared, in (0, 1] where it is a share; None
+            compares totals only.
         notes: Sentences that readers must know, shown below the title.
 
     Returns:
         The files written, tables first.
 
     Raises:
-        RecordError: A file cannot be written.
+        RecordError: A file cannot be written, or the primary scores of two runs differ.
     """
     assert entries, "a comparison needs at least one entry"
-    assert target_accuracy is None or 0 < target_accuracy <= 1, target_accuracy
+    if runs := [run for entry in entries for run in entry.runs]:
+        assert judged_by(runs).primary == scores.primary, (judged_by(runs), scores)
+    assert target is None or not scores.primary.is_percent or 0 < target <= 1, target
     for entry in entries:
         seeds = [run.seed for run in entry.complete]
         assert len(seeds) == len(set(seeds)) <= entry.num_seeds, (entry.label, seeds)
     places = [(entry.setting, entry.label) for entry in entries]
     assert len(places) == len(set(places)), "an entry is given twice"
     parts = [
-        _part(number, setting, entries, target_accuracy)
+        _part(number, setting, entries, scores, target)
         for number, setting in enumerate(dict.fromkeys(e.setting for e in entries), start=1)
     ]
-    parts = [*_against_epsilon(entries), *parts]
-    notes = [*notes, *_unlike(entries)]
-    overview = _overview(entries)
+    score = scores.primary
+    parts = [*_against_epsilon(entries, score), *parts]
+    notes = [*notes, *_unlike(entries, score)]
+    overview = _overview(entries, score)
     contents = {
         folder / "comparison.md": _markdown(title, notes, overview, parts).encode(),
         folder / "comparison.tex": _latex(title, notes, overview, parts).encode(),
     }
-    for figure in [overview, *(part.figure for part in parts)]:
+    for figure in [overview, *(figure for part in parts for figure in part.figures)]:
         if figure is not None:
             contents[folder / f"{figure.stem}.svg"] = figure.svg
             contents[folder / f"{figure.stem}.pdf"] = figure.pdf
@@ -194,18 +206,17 @@ def write_comparison(
 
 
 def _part(
-    number: int, setting: str, entries: Sequence[Entry], target_accuracy: float | None
+    number: int, setting: str, entries: Sequence[Entry], scores: Scores, target: float | None
 ) -> _Part:
-    members = [entry for entry in entries if entry.setting == setting]
+    members, score = [entry for entry in entries if entry.setting == setting], scores.primary
+    curves = _curves(number, setting, members, _series_numbers(entries), score)
     return _Part(
         title=setting,
         tables=(
-            _table(_accuracy_columns(members), members, _accuracy_caption(members)),
-            _table(
-                _cost_columns(target_accuracy), members, _cost_caption(members, target_accuracy)
-            ),
+            _table(_score_columns(members, scores), members, _score_caption(members, scores)),
+            _table(_cost_columns(target, score), members, _cost_caption(members, target, score)),
         ),
-        figure=_curves(number, setting, members, _series_numbers(entries)),
+        figures=(*([curves] if curves else []), *_measured(number, setting, members)),
         notes=tuple(_notes(members)),
     )
 
@@ -230,9 +241,9 @@ def _seeds(entry: Entry) -> str:
     return f"{text} ({len(there)} of {entry.num_seeds})" if missing else text
 
 
-def _final_accuracy(entry: Entry) -> Statistic | None:
-    finals = [run.final for run in entry.complete]
-    return Statistic.of(final.test.primary if final and final.test else None for final in finals)
+def _final(entry: Entry, score: Score) -> Statistic | None:
+    tests = [run.final.test if run.final else None for run in entry.complete]
+    return Statistic.of(test.scores.get(score.name) if test else None for test in tests)
 
 
 def _worst_client(entry: Entry) -> Statistic | None:
@@ -240,7 +251,7 @@ def _worst_client(entry: Entry) -> Statistic | None:
     return Statistic.of(final.worst_client_score if final else None for final in finals)
 
 
-def _best_accuracy(entry: Entry) -> Statistic | None:
+def _at_best_validation(entry: Entry) -> Statistic | None:
     best = [best_round(run) for run in entry.complete]
     return Statistic.of(record.test.primary if record and record.test else None for record in best)
 
@@ -250,30 +261,42 @@ def _best_rounds(entry: Entry) -> str:
     return rounds_text([record.round for record in best if record])
 
 
-_ACCURACIES = (
-    _Column("Seeds", _seeds),
-    _Column("Test accuracy, %", lambda entry: percent(_final_accuracy(entry))),
-    _Column("Worst client, %", lambda entry: percent(_worst_client(entry))),
-    _Column("At best validation, %", lambda entry: percent(_best_accuracy(entry))),
-    _Column("Best round", _best_rounds),
-)
+def _shown(scores: Scores) -> list[Score]:
+    """Those with a column; macro-F1 says little beside accuracy, and stands in the report."""
+    return [score for score in scores if score != MACRO_F1 or score == scores.primary]
 
 
-def _accuracy_columns(entries: Sequence[Entry]) -> tuple[_Column, ...]:
-    """With epsilon where any run is private."""
+def _score_columns(entries: Sequence[Entry], scores: Scores) -> list[_Column]:
+    """With epsilon where any run is private, and the worst client where clients are told apart."""
+    runs, primary = [run for entry in entries for run in entry.runs], scores.primary
+
+    def column(title: str, score: Score, value: Callable[[Entry], Statistic | None]) -> _Column:
+        return _Column(title, lambda entry: score_text(value(entry), score))
+
+    def on_test(score: Score) -> _Column:
+        return column(column_heading(score, scores), score, lambda entry: _final(entry, score))
+
+    columns = [_Column("Seeds", _seeds)]
+    if title := epsilon_title(runs):
+        mixed = terms_differ(runs)
+        columns.append(_Column(title, lambda entry: _epsilon(entry, mixed)))
+    columns += map(on_test, _shown(scores))
+    if _tells_clients_apart(entries):
+        columns.append(column(primary.heading("Worst client"), primary, _worst_client))
+    best = column(primary.heading("At best validation"), primary, _at_best_validation)
+    return [*columns, best, _Column("Best round", _best_rounds)]
+
+
+def _tells_clients_apart(entries: Sequence[Entry]) -> bool:
     runs = [run for entry in entries for run in entry.runs]
-    if not (title := epsilon_title(runs)):
-        return _ACCURACIES
-    mixed = terms_differ(runs)
-    epsilon = _Column(title, lambda entry: _epsilon(entry, mixed))
-    return (_ACCURACIES[0], epsilon, *_ACCURACIES[1:])
+    return not runs or any(run.tells_clients_apart for run in runs)
 
 
 def _epsilon(entry: Entry, with_terms: bool) -> str:
     return epsilon_text(entry.complete, with_terms=with_terms) if entry.complete else NONE
 
 
-def _cost_columns(target_accuracy: float | None) -> tuple[_Column, ...]:
+def _cost_columns(target: float | None, score: Score) -> tuple[_Column, ...]:
     totals = (
         _Column("Rounds", lambda e: _total(e, lambda s: s.round, _count)),
         _Column("Uploaded", lambda e: _total(e, lambda s: s.bytes_up, amount_of_bytes)),
@@ -281,17 +304,17 @@ def _cost_columns(target_accuracy: float | None) -> tuple[_Column, ...]:
         _Column("Client s", lambda e: _total(e, lambda s: s.client_s, seconds)),
         _Column("Server s", lambda e: _total(e, lambda s: s.server_s, seconds)),
     )
-    if target_accuracy is None:
+    if target is None:
         return totals
-    target, to = target_accuracy, f"to {_percent(target_accuracy)}"
+    wanted, told = target, target_text(target, score)
 
     def column(
         title: str, value: Callable[[Spent], float], show: Callable[[Statistic], str]
     ) -> _Column:
-        return _Column(f"{title} {to}", lambda entry: _to_target(entry, target, value, show))
+        return _Column(f"{title} to {told}", lambda entry: _to_target(entry, wanted, value, show))
 
     return (
-        _Column(f"Reached {_percent(target)}", lambda entry: _reached(entry, target)),
+        _Column(f"Reached {told}", lambda entry: _reached(entry, wanted)),
         column("Rounds", lambda s: s.round, _count),
         column("Uploaded", lambda s: s.bytes_up, amount_of_bytes),
         column("Client s", lambda s: s.client_s, seconds),
@@ -332,19 +355,25 @@ def _count(value: Statistic) -> str:
     return f"{value.mean:,.1f} ± {value.std:,.1f}"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.10g}%"
-
-
-def _accuracy_caption(entries: Sequence[Entry]) -> str:
-    raw = any(run.sends_raw_images for entry in entries for run in entry.runs)
+def _score_caption(entries: Sequence[Entry], scores: Scores) -> str:
+    shown, label = _shown(scores), scores.primary.label
+    names = joined([f"test {label}", *(score.label for score in shown if score.label != label)])
+    less = [score.label for score in shown if not score.higher_is_better]
+    lower = f" Of {joined(less)} lower is better." if less else ""
+    runs = [run for entry in entries for run in entry.runs]
+    own = "mix of classes" if not runs or any(run.has_classes for run in runs) else "data"
+    worst = (
+        f" Worst client: the lowest {label} that any client may expect then, on its own {own}."
+        if _tells_clients_apart(entries)
+        else ""
+    )
+    raw = any(run.sends_raw_images for run in runs)
     private = f' "{NOT_PRIVATE.capitalize()}": clients send real images as they are.' if raw else ""
     return (
-        "Test accuracy after the last round, mean ± sample standard deviation over seeds. Worst "
-        "client: the lowest accuracy that any client may expect then, on its own mix of classes. "
-        "At best validation: test accuracy of each seed's round of highest validation accuracy, "
-        f"the earliest of equals; best round: its number.{_promised(entries)}{_lacking(entries)}"
-        f"{private}"
+        f"{sentence_case(names)} after the last round, mean ± sample standard deviation over seeds."
+        f"{lower}{worst} At best validation: test {label} of each seed's round of highest "
+        f"validation {label}, the earliest of equals; best round: its number.{_promised(entries)}"
+        f"{_lacking(entries, scores.primary)}{private}"
     )
 
 
@@ -361,29 +390,29 @@ def _promised(entries: Sequence[Entry]) -> str:
     )
 
 
-def _lacking(entries: Sequence[Entry]) -> str:
-    """Whose accuracy is not that of all clients, as a sentence after others."""
+def _lacking(entries: Sequence[Entry], score: Score) -> str:
+    """Whose score is not that of all clients, as a sentence after others."""
     names = [e.name for e in entries if any(run.lacks_clients for run in e.complete)]
     if not names:
         return ""
     return (
-        f" Accuracies of {joined(names)}, the worst client's too, cover the clients that answered "
-        "in that round."
+        f" {sentence_case(score.label)} of {joined(names)}, the worst client's too, covers the "
+        "clients that answered in that round."
     )
 
 
-def _cost_caption(entries: Sequence[Entry], target_accuracy: float | None) -> str:
+def _cost_caption(entries: Sequence[Entry], target: float | None, score: Score) -> str:
     left_out = left_out_of_costs(run for entry in entries for run in entry.complete)
     cost = (
         "Cost of a run, mean ± sample standard deviation over seeds; bytes are those of all "
         f"clients, client seconds are summed over clients. {left_out}".rstrip()
     )
-    if target_accuracy is None:
+    if target is None:
         return cost
-    target = _percent(target_accuracy)
+    told = target_text(target, score)
     return (
-        f"{cost} The columns to {target} count all rounds up to the first evaluated one with a "
-        f"test accuracy of at least {target}, and are means over the seeds that reached it."
+        f"{cost} The columns to {told} count all rounds up to the first evaluated one with a test "
+        f"{score.label} of at least {told}, and are means over the seeds that reached it."
     )
 
 
@@ -420,33 +449,68 @@ _AVERAGED = (
 
 
 def _curves(
-    number: int, setting: str, entries: Sequence[Entry], numbers: dict[str, int]
+    number: int,
+    setting: str,
+    entries: Sequence[Entry],
+    numbers: dict[str, int],
+    score: Score,
 ) -> _Figure | None:
     told = _shared_attacks(entries)
     series = [_series(entry, numbers, told) for entry in entries if entry.complete]
     if not series:
         return None
     panels = (Panel.ROUNDS, Panel.BYTES_UP, Panel.CLIENT_S)
-    svg, pdf = draw_curves(series, panels, ", ".join(told))
+    svg, pdf = draw_curves(series, panels, ", ".join(told), score)
     under = f" under {setting}" if setting else ""
     several = any(len(entry.complete) > 1 for entry in entries)
     dashed = any(one.is_dashed for one in series)
     flat = any(uploads_no_update(s.runs) or not trains_on_clients(s.runs) for s in series)
     return _Figure(
-        f"{FIGURES}/{_stem(number, setting)}",
-        f"Test accuracy{under} against rounds, uploaded bytes and client seconds",
+        f"{FIGURES}/{_stem('curves', number, setting)}",
+        f"Test {score.label}{under} against rounds, uploaded bytes and client seconds",
         " ".join(
             [
-                f"Test accuracy{under} against rounds, bytes uploaded by all clients and client "
-                "seconds, both cumulative.",
+                f"Test {score.label}{under} against rounds, bytes uploaded by all clients and "
+                "client seconds, both cumulative.",
                 *[_AVERAGED] * several,
-                *["Horizontal lines: the final accuracy of methods without that cost."] * flat,
+                *[f"Horizontal lines: the final {score.label} of methods without that cost."]
+                * flat,
                 *[f"Dashed: {NOT_PRIVATE}."] * dashed,
             ]
         ),
         svg,
         pdf,
     )
+
+
+def _measured(number: int, setting: str, entries: Sequence[Entry]) -> list[_Figure]:
+    """What the workload measured under one setting: a figure for each family of metrics."""
+    complete = [entry for entry in entries if entry.complete]
+    under = f" under {setting}" if setting else ""
+    several = any(len(entry.complete) > 1 for entry in complete)
+    figures = []
+    found = families([entry.complete for entry in complete])
+    for place, family in enumerate(found, start=1):
+        panels = [
+            (entry.name, courses)
+            for entry, courses in zip(complete, family.courses, strict=True)
+            if courses
+        ]
+        if not panels:
+            continue
+        svg, pdf = draw_measured(family, panels)
+        spans = " Lines are means over seeds, bands reach from the lowest to the highest seed."
+        figures.append(
+            _Figure(
+                f"{FIGURES}/{_stem('measured', number, setting, f'{place} {family.name}')}",
+                f"{sentence_case(family.label)}{under} against rounds",
+                f"{sentence_case(family.label)}{under} against rounds, as clients measured it and "
+                f"the server averaged it.{spans * several}",
+                svg,
+                pdf,
+            )
+        )
+    return figures
 
 
 def _shared_attacks(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -460,14 +524,14 @@ def _series(entry: Entry, numbers: dict[str, int], told: Sequence[str]) -> Serie
     return Series(entry.name_without(told), numbers[entry.label], entry.complete, raw)
 
 
-def _stem(number: int, setting: str) -> str:
+def _stem(kind: str, number: int, *told: str) -> str:
     """A file name that every shell and LaTeX takes."""
-    words = re.findall(r"[A-Za-z0-9]+", setting)
-    return "-".join(["curves", f"{number:02d}", *words]) if words else f"curves-{number:02d}"
+    words = re.findall(r"[A-Za-z0-9]+", " ".join(told))
+    return "-".join([kind, f"{number:02d}", *words])
 
 
-def _overview(entries: Sequence[Entry]) -> _Figure | None:
-    """Final accuracies of all methods under all settings; None where there is one setting."""
+def _overview(entries: Sequence[Entry], score: Score) -> _Figure | None:
+    """Final scores of all methods under all settings; None where there is one setting."""
     settings = list(dict.fromkeys(entry.setting for entry in entries))
     if len(settings) < 2:
         return None
@@ -479,36 +543,36 @@ def _overview(entries: Sequence[Entry]) -> _Figure | None:
         told = _shared_attacks(members)
         groups.append("\n".join([setting, *told]))
         for entry in members:
-            value = _final_accuracy(entry)
+            value = _final(entry, score)
             if value is not None:
                 one = _series(entry, numbers, told)
                 series.setdefault(one.name, one)
                 values[place, one.name] = value
     if not values:
         return None
-    svg, pdf = draw_final_accuracies(groups, list(series.values()), values)
+    svg, pdf = draw_final_scores(groups, list(series.values()), values, score)
     return _Figure(
-        f"{FIGURES}/final-accuracy",
-        "Test accuracy after the last round, per method and setting",
-        "Test accuracy after the last round. Bars are means over seeds, whiskers one sample "
+        f"{FIGURES}/final-{score.name.replace('_', '-')}",
+        f"Test {score.label} after the last round, per method and setting",
+        f"Test {score.label} after the last round. Bars are means over seeds, whiskers one sample "
         "standard deviation to each side.",
         svg,
         pdf,
     )
 
 
-def _unlike(entries: Sequence[Entry]) -> list[str]:
-    """Why accuracy is not drawn against epsilon, where it is not."""
-    reason = unlike_terms((entry.label, entry.complete) for entry in entries)
+def _unlike(entries: Sequence[Entry], score: Score) -> list[str]:
+    """Why the score is not drawn against epsilon, where it is not."""
+    reason = unlike_terms(((entry.label, entry.complete) for entry in entries), score)
     return [reason] if reason else []
 
 
 _Placed = tuple[Entry, EpsilonPoint]
 
 
-def _against_epsilon(entries: Sequence[Entry]) -> list[_Part]:
-    """Accuracy against epsilon, a part for each task; none where epsilons do not compare."""
-    groups = _same_task(entries) if not _unlike(entries) else []
+def _against_epsilon(entries: Sequence[Entry], score: Score) -> list[_Part]:
+    """The score against epsilon, a part for each task; none where epsilons do not compare."""
+    groups = _same_task(entries) if not _unlike(entries, score) else []
     parts = []
     for number, group in enumerate(groups, start=1):
         found = [
@@ -519,14 +583,14 @@ def _against_epsilon(entries: Sequence[Entry]) -> list[_Part]:
         if found:
             settings = "" if len(groups) == 1 else joined(_settings_of(group))
             numbers = _series_numbers(entries)
-            parts.append(_epsilon_part(number, settings, group, found, numbers))
+            parts.append(_epsilon_part(number, settings, group, found, numbers, score))
     return parts
 
 
 def _same_task(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Entries of the settings under which every method has the same task.
 
-    Accuracies on other data, partitions or rounds would differ for more than their epsilon.
+    Scores on other data, partitions or rounds would differ for more than their epsilon.
     """
     groups: list[list[Entry]] = []
     for setting in _settings_of(entries):
@@ -552,13 +616,14 @@ def _epsilon_part(
     entries: Sequence[Entry],
     points: Sequence[_Placed],
     numbers: dict[str, int],
+    score: Score,
 ) -> _Part:
     methods = []
     for label in dict.fromkeys(entry.label for entry in entries):
         own = [entry for entry in entries if entry.label == label and entry.complete]
         drawn = sorted((p for e, p in points if e.label == label), key=lambda p: p.epsilon)
         bare = [entry for entry in own if entry.is_reference]
-        reference = _final_accuracy(bare[0]) if bare else None
+        reference = _final(bare[0], score) if bare else None
         if drawn or reference is not None:
             series = _series(own[0], numbers, ())
             name = series.name if drawn else f"{series.name}, {NO_NOISE}"
@@ -567,28 +632,28 @@ def _epsilon_part(
     noised = noised_of(run for entry, _ in points for run in entry.complete)
     assert noised is not None, "points are of private runs"
     terms = f"one {noised.unit}, delta {noised.delta:g}"
-    svg, pdf = draw_against_epsilon(methods, f"Epsilon of the whole run ({terms})")
+    svg, pdf = draw_against_epsilon(methods, f"Epsilon of the whole run ({terms})", score)
     under = f" under {settings}" if settings else ""
     several = any(len(entry.complete) > 1 for entry, _ in points)
     caption = " ".join(
         [
-            f"Test accuracy after the last round{under} against epsilon for one {noised.unit} at "
-            f"delta {noised.delta:g}. Points lie at the epsilon that the whole run has on record, "
-            "the largest of its clients'; ticks are the budgets.",
+            f"Test {score.label} after the last round{under} against epsilon for one "
+            f"{noised.unit} at delta {noised.delta:g}. Points lie at the epsilon that the whole "
+            "run has on record, the largest of its clients'; ticks are the budgets.",
             *["Bands reach one sample standard deviation over seeds to each side."] * several,
             *["Dashed: no noise, and so no epsilon."] * any(m.reference for m in methods),
         ]
     )
     figure = _Figure(
         f"{FIGURES}/epsilon-{number:02d}",
-        f"Test accuracy{under} against epsilon",
+        f"Test {score.label}{under} against epsilon",
         caption,
         svg,
         pdf,
     )
-    title = "Accuracy against epsilon" + (f": {settings}" if settings else "")
-    table = _epsilon_table(entries, points, methods, terms)
-    return _Part(title, (table,), figure, ())
+    title = f"{sentence_case(score.label)} against epsilon" + (f": {settings}" if settings else "")
+    table = _epsilon_table(entries, points, methods, terms, score)
+    return _Part(title, (table,), (figure,), ())
 
 
 def _epsilon_table(
@@ -596,6 +661,7 @@ def _epsilon_table(
     points: Sequence[_Placed],
     methods: Sequence[Against],
     terms: str,
+    score: Score,
 ) -> _Table:
     """Methods by budgets; where there is none, by settings."""
     columns = list(dict.fromkeys(_column_of(entry, point) for entry, point in points))
@@ -607,9 +673,9 @@ def _epsilon_table(
         bare = [entry for entry in entries if entry.label == label and entry.is_reference]
         if not own and not bare:
             continue
-        cells = [percent(own[c].accuracy) if c in own else NONE for c in columns]
+        cells = [score_text(own[c].score, score) if c in own else NONE for c in columns]
         if has_reference:
-            cells.append(percent(_final_accuracy(bare[0])) if bare else NONE)
+            cells.append(score_text(_final(bare[0], score), score) if bare else NONE)
         named = next(e for e in entries if e.label == label and e.complete)
         rows.append((named.name, *cells))
     spans = []
@@ -618,8 +684,9 @@ def _epsilon_table(
         least, most = f"{min(found):.4g}", f"{max(found):.4g}"
         spans.append(f"{_heading(column)}: {least if least == most else f'{least} to {most}'}")
     return _Table(
-        "Test accuracy after the last round in percent, mean ± sample standard deviation over "
-        f"seeds, by the budget of the whole run ({terms}). Epsilons on record: {'; '.join(spans)}.",
+        f"Test {score.label} after the last round{' in percent' * score.is_percent}, mean ± sample "
+        f"standard deviation over seeds, by the budget of the whole run ({terms}). Epsilons on "
+        f"record: {'; '.join(spans)}.",
         ("Method", *map(_heading, columns), *(["No noise"] if has_reference else [])),
         tuple(rows),
     )
@@ -645,7 +712,8 @@ def _markdown(
         for table in part.tables:
             blocks += [_markdown_table(table), markdown_text(table.caption)]
         blocks += ["\n".join(f"- {markdown_text(note)}" for note in part.notes)] * bool(part.notes)
-        blocks += _markdown_figure(part.figure) if part.figure else []
+        for figure in part.figures:
+            blocks += _markdown_figure(figure)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -678,7 +746,7 @@ def _latex(
             remarks = " ".join(part.notes) if index == 0 else ""
             caption = " ".join(f"{under}{table.caption} {remarks}".split())
             blocks.append(latex.table(caption, table.head, table.rows))
-        blocks += [_latex_figure(part.figure)] if part.figure else []
+        blocks += map(_latex_figure, part.figures)
     return "\n\n".join(blocks) + "\n"
 
 

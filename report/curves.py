@@ -1,4 +1,4 @@
-"""Test accuracy over rounds, and what it had cost until then: the mean over a method's seeds."""
+"""What was judged and measured over rounds, and what it had cost: means over a method's seeds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ _UPLOADS_NO_UPDATE = ("local", "centralized")
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Test accuracy over the rounds that every seed has evaluated; each list has one entry a round.
+    """The primary score on test over the rounds that every seed has evaluated.
+
+    Each list has one entry a round. A share is in [0, 1].
 
     Seeds are averaged round by round, costs as well: a point lies at the mean cost of its round.
 
     Attributes:
         rounds: Round numbers.
-        accuracy: Mean over seeds.
+        score: Mean over seeds.
         std: Sample standard deviation over seeds (n - 1); 0 for one seed.
         lowest: Least over seeds.
         highest: Greatest over seeds.
@@ -31,7 +33,7 @@ class Curve:
     """
 
     rounds: list[int]
-    accuracy: list[float]
+    score: list[float]
     std: list[float]
     lowest: list[float]
     highest: list[float]
@@ -64,17 +66,50 @@ def curve(runs: Sequence[LoadedRun]) -> Curve:
     if not shared:
         return Curve([], [], [], [], [], [], [], [])
     reached = [[points[r] for points in per_seed] for r in shared]
-    accuracies = np.array([[accuracy for accuracy, _, _ in seeds] for seeds in reached])
-    deviates = accuracies.shape[1] > 1
+    scores = np.array([[score for score, _, _ in seeds] for seeds in reached])
+    deviates = scores.shape[1] > 1
     return Curve(
         rounds=shared,
-        accuracy=accuracies.mean(axis=1).tolist(),
-        std=accuracies.std(axis=1, ddof=1).tolist() if deviates else [0.0] * len(shared),
-        lowest=accuracies.min(axis=1).tolist(),
-        highest=accuracies.max(axis=1).tolist(),
+        score=scores.mean(axis=1).tolist(),
+        std=scores.std(axis=1, ddof=1).tolist() if deviates else [0.0] * len(shared),
+        lowest=scores.min(axis=1).tolist(),
+        highest=scores.max(axis=1).tolist(),
         bytes_up=[float(np.mean([spent.bytes_up for _, spent, _ in seeds])) for seeds in reached],
         client_s=[float(np.mean([spent.client_s for _, spent, _ in seeds])) for seeds in reached],
         elapsed_s=[float(np.mean([elapsed for _, _, elapsed in seeds])) for seeds in reached],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A number over rounds; each list has one entry a round.
+
+    Attributes:
+        rounds: That every seed has on record.
+        value: Mean over seeds, unless it says otherwise where the course is made.
+        least: Least over seeds, likewise.
+        most: Greatest over seeds, likewise.
+    """
+
+    rounds: list[int]
+    value: list[float]
+    least: list[float]
+    most: list[float]
+
+
+def course(runs: Sequence[LoadedRun], metric: str) -> Course:
+    """What the server measured under the name `metric` in the rounds of one method's runs."""
+    per_seed = [
+        {record.round: record.server[metric] for record in run.rounds if metric in record.server}
+        for run in runs
+    ]
+    shared = sorted(set.intersection(*map(set, per_seed)))
+    values = [[seed[r] for seed in per_seed] for r in shared]
+    return Course(
+        shared,
+        [sum(seeds) / len(seeds) for seeds in values],
+        [min(seeds) for seeds in values],
+        [max(seeds) for seeds in values],
     )
 
 

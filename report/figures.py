@@ -15,20 +15,21 @@ from typing import Any
 
 import numpy as np
 
+from core.scores import Score
 from data.partition import Partition
-from report.curves import Curve, curve, trains_on_clients, uploads_no_update
-from report.methods import Method
+from report.curves import Course, Curve, curve, trains_on_clients, uploads_no_update
+from report.measured import Family, readable
+from report.methods import Method, judged_by
 from report.privacy import (
-    Course,
     EpsilonPoint,
     epsilon_course,
     epsilon_point,
     epsilon_ticks,
     family,
-    final_accuracies,
+    final_scores,
     signal_course,
 )
-from report.tables import NO_NOISE, plain_bytes
+from report.tables import NO_NOISE, brief, plain_bytes, sentence_case
 
 Figure = dict[str, Any]
 
@@ -70,12 +71,17 @@ def style_of(index: int, method: Method) -> Style:
     return Style(f"var(--series-{index % NUM_COLOURS})", symbol, dash)
 
 
-def accuracy_by_round(methods: Sequence[Method]) -> Figure:
-    """Test accuracy against communication rounds."""
+def _primary(methods: Sequence[Method]) -> Score:
+    """What the methods of one report are all judged by."""
+    return judged_by(run for method in methods for run in method.runs).primary
+
+
+def score_by_round(methods: Sequence[Method]) -> Figure:
+    """The primary score on test against communication rounds."""
     curves = _curves(methods)
     traces = _curve_traces(methods, curves, [c.rounds for c in curves], "round %{x}")
     last = max((c.rounds[-1] for c in curves if c.rounds), default=1)
-    return _figure(traces, xaxis=_round_axis(last), yaxis=_accuracy_axis())
+    return _figure(traces, xaxis=_round_axis(last), yaxis=_score_axis(_primary(methods)))
 
 
 def _round_axis(last: int) -> dict[str, Any]:
@@ -83,13 +89,13 @@ def _round_axis(last: int) -> dict[str, Any]:
     return _axis("Communication round") | {"tick0": 0, "dtick": step}
 
 
-def accuracy_by_bytes(methods: Sequence[Method]) -> Figure:
-    """Test accuracy against cumulative uploaded bytes.
+def score_by_bytes(methods: Sequence[Method]) -> Figure:
+    """The primary score on test against cumulative uploaded bytes.
 
-    Methods that upload neither weights nor images are horizontal lines at their final accuracy.
+    Methods that upload neither weights nor images are horizontal lines at their final score.
     The axis is logarithmic where totals differ more than twentyfold.
     """
-    return _accuracy_by_cost(
+    return _score_by_cost(
         methods,
         lambda c: c.bytes_up,
         [not uploads_no_update(method.runs) for method in methods],
@@ -99,13 +105,13 @@ def accuracy_by_bytes(methods: Sequence[Method]) -> Figure:
     )
 
 
-def accuracy_by_client_time(methods: Sequence[Method]) -> Figure:
-    """Test accuracy against the seconds that clients trained, summed over clients.
+def score_by_client_time(methods: Sequence[Method]) -> Figure:
+    """The primary score on test against the seconds that clients trained, summed over clients.
 
-    Methods in which no client trains are horizontal lines at their final accuracy. The axis is
+    Methods in which no client trains are horizontal lines at their final score. The axis is
     logarithmic where totals differ more than twentyfold.
     """
-    return _accuracy_by_cost(
+    return _score_by_cost(
         methods,
         lambda c: c.client_s,
         [trains_on_clients(method.runs) for method in methods],
@@ -115,7 +121,7 @@ def accuracy_by_client_time(methods: Sequence[Method]) -> Figure:
     )
 
 
-def _accuracy_by_cost(
+def _score_by_cost(
     methods: Sequence[Method],
     cost: Callable[[Curve], list[float]],
     has_cost: Sequence[bool],
@@ -123,7 +129,7 @@ def _accuracy_by_cost(
     tick: Callable[[float], str],
     position: str,
 ) -> Figure:
-    """Test accuracy against a cumulative cost.
+    """The primary score on test against a cumulative cost.
 
     Args:
         methods: All methods shown.
@@ -133,6 +139,7 @@ def _accuracy_by_cost(
         tick: The text of a tick.
         position: Plotly's template for the place of a point.
     """
+    score = _primary(methods)
     curves = [
         c.where_positive(cost(c)) if costs else c
         for c, costs in zip(_curves(methods), has_cost, strict=True)
@@ -140,10 +147,10 @@ def _accuracy_by_cost(
     xs = [cost(c) if costs else [] for c, costs in zip(curves, has_cost, strict=True)]
     shapes, annotations = [], []
     for index, (method, c) in enumerate(zip(methods, curves, strict=True)):
-        if not has_cost[index] and c.accuracy:
-            style, level = style_of(index, method), 100 * c.accuracy[-1]
-            shapes.append(_horizontal(level, style))
-            annotations.append(_name_of_horizontal(level, style, method))
+        if not has_cost[index] and c.score:
+            style, level = style_of(index, method), c.score[-1]
+            shapes.append(_horizontal(score.factor * level, style))
+            annotations.append(_name_of_horizontal(level, score, style, method))
     totals = [x[-1] for x in xs if x]
     is_log = bool(totals) and max(totals) / min(totals) > _LOG_FROM_RATIO
     xaxis = dict(axis) | {
@@ -154,7 +161,7 @@ def _accuracy_by_cost(
     xaxis |= _log_ticks([x for costs in xs for x in costs], tick)
     traces = _curve_traces(methods, curves, xs, position)
     return _figure(
-        traces, xaxis=xaxis, yaxis=_accuracy_axis(), shapes=shapes, annotations=annotations
+        traces, xaxis=xaxis, yaxis=_score_axis(score), shapes=shapes, annotations=annotations
     )
 
 
@@ -165,29 +172,30 @@ def _horizontal(level: float, style: Style, dash: str = "longdashdot") -> dict[s
 
 
 def _name_of_horizontal(
-    level: float, style: Style, method: Method, told: str = ""
+    level: float, score: Score, style: Style, method: Method, told: str = ""
 ) -> dict[str, Any]:
     return {
         "xref": "paper",
         "x": 0,
         "xanchor": "left",
         "xshift": 4,
-        "y": level,
+        "y": score.factor * level,
         "yanchor": "bottom",
-        "text": f"{escape(method.label)}{told} {level:.1f}%",
+        "text": f"{escape(method.label)}{told} {brief(level, score)}{score.unit}",
         "showarrow": False,
         "font": {"color": style.colour, "size": 12},
     }
 
 
-def accuracy_by_time(methods: Sequence[Method]) -> Figure:
-    """Test accuracy against wall clock."""
+def score_by_time(methods: Sequence[Method]) -> Figure:
+    """The primary score on test against wall clock."""
     curves = _curves(methods)
     longest = max((c.elapsed_s[-1] for c in curves if c.rounds), default=0.0)
     unit, scale = ("h", 3600) if longest > 7200 else ("min", 60) if longest > 180 else ("s", 1)
     xs = [[elapsed / scale for elapsed in c.elapsed_s] for c in curves]
     traces = _curve_traces(methods, curves, xs, f"%{{x:.3~g}} {unit}")
-    return _figure(traces, xaxis=_axis(f"Wall clock, {unit}"), yaxis=_accuracy_axis())
+    yaxis = _score_axis(_primary(methods))
+    return _figure(traces, xaxis=_axis(f"Wall clock, {unit}"), yaxis=yaxis)
 
 
 def epsilon_by_round(methods: Sequence[Method], terms: tuple[str, float]) -> Figure | None:
@@ -196,40 +204,71 @@ def epsilon_by_round(methods: Sequence[Method], terms: tuple[str, float]) -> Fig
     The line is the largest client's, the band reaches down to the client that spent least. None
     where no figure is on record.
     """
-    courses = {
-        index: epsilon_course(method.runs)
+    courses = [
+        (escape(method.label), style_of(index, method), epsilon_course(method.runs))
         for index, method in enumerate(methods)
         if any(run.noised is not None and run.noised.terms == terms for run in method.runs)
-    }
+    ]
     yaxis = _axis("Epsilon of the whole run") | {"rangemode": "tozero", "nticks": 6}
-    return _course_figure(methods, courses, "epsilon %{y:.4~g}", yaxis)
+    return _course_figure(courses, "epsilon %{y:.4~g}", yaxis)
 
 
 def signal_by_round(methods: Sequence[Method]) -> Figure | None:
     """Signal-to-noise ratio against rounds; None where no run tells one."""
-    courses = {
-        index: signal_course(method.runs)
+    courses = [
+        (escape(method.label), style_of(index, method), signal_course(method.runs))
         for index, method in enumerate(methods)
         if any(run.noised is not None for run in method.runs)
-    }
-    values = [value for course in courses.values() for value in course.value]
+    ]
+    values = [value for _, _, course in courses for value in course.value]
     is_log = bool(values) and min(values) > 0 and max(values) / min(values) > _LOG_FROM_RATIO
     yaxis = _axis("Signal over noise")
     if is_log:
         yaxis |= {"type": "log", "tickmode": "array"} | _log_ticks(values, lambda v: f"{v:g}")
     else:
         yaxis |= {"rangemode": "tozero", "nticks": 6}
-    return _course_figure(methods, courses, "signal over noise %{y:.3~g}", yaxis)
+    return _course_figure(courses, "signal over noise %{y:.3~g}", yaxis)
+
+
+def style_of_member(index: int) -> Style:
+    """The style of the member at `index` of a family."""
+    symbol = SYMBOLS[(index + index // NUM_COLOURS) % len(SYMBOLS)]
+    return Style(f"var(--series-{index % NUM_COLOURS})", symbol, "solid")
+
+
+def measured_by_round(family: Family, courses: Mapping[str, Course]) -> Figure | None:
+    """What a family's members came to against rounds, in the runs of one method.
+
+    Args:
+        family: Of which `courses` are; a member looks alike for every method.
+        courses: By member.
+
+    Returns:
+        The figure; None where `courses` is empty.
+    """
+    named = [
+        (escape(readable(member)), style_of_member(index), courses[member])
+        for index, member in enumerate(family.members)
+        if member in courses
+    ]
+    yaxis = _axis(escape(sentence_case(family.label))) | {"rangemode": "tozero", "nticks": 6}
+    return _course_figure(named, "%{y:.4~g}", yaxis)
 
 
 def _course_figure(
-    methods: Sequence[Method], courses: Mapping[int, Course], hover: str, yaxis: dict[str, Any]
+    courses: Sequence[tuple[str, Style, Course]], hover: str, yaxis: dict[str, Any]
 ) -> Figure | None:
+    """Lines with their bands; None where there is none.
+
+    Args:
+        courses: Of each line its name, escaped, and how it is drawn.
+        hover: Plotly's template of a value.
+        yaxis: The vertical axis.
+    """
     bands, lines = [], []
-    for index, course in courses.items():
+    for label, style, course in courses:
         if not course.rounds:
             continue
-        style, label = style_of(index, methods[index]), escape(methods[index].label)
         if course.least != course.most:
             bands.append(_band(course.rounds, course.most, course.least, style))
         lines.append(
@@ -249,15 +288,15 @@ def _course_figure(
         )
     if not lines:
         return None
-    last = max(course.rounds[-1] for course in courses.values() if course.rounds)
+    last = max(course.rounds[-1] for _, _, course in courses if course.rounds)
     return _figure(bands + lines, xaxis=_round_axis(last), yaxis=yaxis)
 
 
-def accuracy_by_epsilon(methods: Sequence[Method]) -> Figure | None:
-    """Final test accuracy against the epsilon that the whole run has on record.
+def score_by_epsilon(methods: Sequence[Method]) -> Figure | None:
+    """The final primary score on test against the epsilon that the whole run has on record.
 
     Methods that differ in their budget alone are joined by a thin line. Those without noise have no
-    epsilon: they are dashed lines at their accuracy. None where there is no point; the caller has
+    epsilon: they are dashed lines at their score. None where there is no point; the caller has
     made sure that all epsilons are of one unit and delta.
     """
     points = {
@@ -267,6 +306,7 @@ def accuracy_by_epsilon(methods: Sequence[Method]) -> Figure | None:
     }
     if not points:
         return None
+    score = _primary(methods)
     shapes, annotations, drawn = [], [], set()
     for index, method in enumerate(methods):
         if all(run.noised is None for run in method.runs) and (found := _mean(method)) is not None:
@@ -274,17 +314,19 @@ def accuracy_by_epsilon(methods: Sequence[Method]) -> Figure | None:
                 continue
             drawn.add(same)
             style = style_of(index, method)
-            shapes.append(_horizontal(found, style, "dash"))
-            annotations.append(_name_of_horizontal(found, style, method, f", {NO_NOISE}"))
+            shapes.append(_horizontal(score.factor * found, style, "dash"))
+            annotations.append(_name_of_horizontal(found, score, style, method, f", {NO_NOISE}"))
     families: dict[Any, list[EpsilonPoint]] = {}
     for index, point in points.items():
         families.setdefault(family(methods[index].runs), []).append(point)
     traces = [
-        _joining(sorted(members, key=lambda point: point.epsilon))
+        _joining(sorted(members, key=lambda point: point.epsilon), score)
         for members in families.values()
         if len(members) > 1
     ]
-    traces += [_epsilon_marker(index, methods[index], point) for index, point in points.items()]
+    traces += [
+        _epsilon_marker(index, methods[index], point, score) for index, point in points.items()
+    ]
     epsilons = [point.epsilon for point in points.values()]
     is_log = min(epsilons) > 0 and max(epsilons) / min(epsilons) > _LOG_EPSILON_FROM_RATIO
     xaxis = _axis("Epsilon of the whole run") | {"type": "log" if is_log else "linear"}
@@ -294,48 +336,51 @@ def accuracy_by_epsilon(methods: Sequence[Method]) -> Figure | None:
     else:
         xaxis |= {"rangemode": "tozero", "nticks": 6}
     return _figure(
-        traces, xaxis=xaxis, yaxis=_accuracy_axis(), shapes=shapes, annotations=annotations
+        traces, xaxis=xaxis, yaxis=_score_axis(score), shapes=shapes, annotations=annotations
     )
 
 
 def _mean(method: Method) -> float | None:
-    found = final_accuracies(method.runs)
-    return 100 * sum(found) / len(found) if found else None
+    found = final_scores(method.runs)
+    return sum(found) / len(found) if found else None
 
 
-def _joining(points: Sequence[EpsilonPoint]) -> dict[str, Any]:
+def _joining(points: Sequence[EpsilonPoint], score: Score) -> dict[str, Any]:
     return {
         "type": "scatter",
         "x": [point.epsilon for point in points],
-        "y": [100 * point.accuracy.mean for point in points],
+        "y": [score.factor * point.score.mean for point in points],
         "mode": "lines",
         "line": {"color": "var(--muted)", "width": 1},
         "hoverinfo": "skip",
     }
 
 
-def _epsilon_marker(index: int, method: Method, point: EpsilonPoint) -> dict[str, Any]:
-    style, label, mean = style_of(index, method), escape(method.label), point.accuracy.mean
+def _epsilon_marker(
+    index: int, method: Method, point: EpsilonPoint, score: Score
+) -> dict[str, Any]:
+    style, label, mean = style_of(index, method), escape(method.label), point.score.mean
     several = len(method.runs) > 1
-    span = f" ({100 * point.lowest:.1f} to {100 * point.highest:.1f})" if several else ""
+    span = f" ({brief(point.lowest, score)} to {brief(point.highest, score)})" if several else ""
     budget = "no budget" if point.budget is None else f"budget {point.budget:g}"
     trace: dict[str, Any] = {
         "type": "scatter",
         "x": [point.epsilon],
-        "y": [100 * mean],
+        "y": [score.factor * mean],
         "name": label,
         "mode": "markers",
         "marker": {"color": style.colour, "size": 9, "symbol": style.symbol},
         "customdata": [[label, span, budget]],
-        "hovertemplate": "<b>%{customdata[0]}</b><br>%{y:.1f}%%{customdata[1]}<br>"
-        "epsilon %{x:.4~g}, %{customdata[2]}<extra></extra>",
+        "hovertemplate": "<b>%{customdata[0]}</b><br>"
+        + _hovered(score)
+        + "%{customdata[1]}<br>epsilon %{x:.4~g}, %{customdata[2]}<extra></extra>",
     }
     if several:
         trace["error_y"] = {
             "type": "data",
             "symmetric": False,
-            "array": [100 * (point.highest - mean)],
-            "arrayminus": [100 * (mean - point.lowest)],
+            "array": [score.factor * (point.highest - mean)],
+            "arrayminus": [score.factor * (mean - point.lowest)],
             "color": style.colour,
             "thickness": 1.5,
             "width": 3,
@@ -368,17 +413,19 @@ def _curve_traces(
     xs: Sequence[Sequence[float]],
     position: str,
 ) -> list[dict[str, Any]]:
+    score = _primary(methods)
     bands, lines = [], []
     for index, (method, c, x) in enumerate(zip(methods, curves, xs, strict=True)):
         if not x:
             continue
         style, label = style_of(index, method), escape(method.label)
-        mean, low, high = (_percents(v) for v in (c.accuracy, c.lowest, c.highest))
+        mean, low, high = (_shown(v, score) for v in (c.score, c.lowest, c.highest))
         several = len(method.runs) > 1
         if several:
             bands.append(_band(x, high, low, style))
         spans = [
-            f" ({a:.1f} to {b:.1f})" if several else "" for a, b in zip(low, high, strict=True)
+            f" ({brief(a, score)} to {brief(b, score)})" if several else ""
+            for a, b in zip(c.lowest, c.highest, strict=True)
         ]
         sizes = [plain_bytes(count) for count in c.bytes_up]
         rows = zip([label] * len(x), spans, sizes, strict=True)
@@ -392,7 +439,9 @@ def _curve_traces(
                 "line": {"color": style.colour, "width": 2, "dash": style.dash},
                 "marker": {"color": style.colour, "size": 6, "symbol": style.symbol},
                 "customdata": [list(row) for row in rows],
-                "hovertemplate": "<b>%{customdata[0]}</b><br>%{y:.1f}%%{customdata[1]}<br>"
+                "hovertemplate": "<b>%{customdata[0]}</b><br>"
+                + _hovered(score)
+                + "%{customdata[1]}<br>"
                 + position
                 + "<extra></extra>",
             }
@@ -416,21 +465,22 @@ def _band(
     }
 
 
-def client_accuracy(methods: Sequence[Method]) -> Figure:
+def client_scores(methods: Sequence[Method]) -> Figure:
     """One dot per client and seed at the final round; the worst of each seed ringed.
 
     Of a method with more than `MOST_DOTS` dots a box shows how they lie.
     """
+    score = _primary(methods)
     traces: list[dict[str, Any]] = []
     annotations = []
     for index, method in enumerate(methods):
         style, row = style_of(index, method), len(methods) - 1 - index
         points = [
-            (100 * accuracy, client, run.seed)
+            (score.factor * value, client, run.seed)
             for run in method.runs
             if run.final is not None
-            for client, accuracy in enumerate(run.final.client_scores or [])
-            if accuracy is not None
+            for client, value in enumerate(run.final.client_scores or [])
+            if value is not None
         ]
         worst = [
             min((p for p in points if p[2] == seed), key=lambda p: p[0])
@@ -448,7 +498,8 @@ def client_accuracy(methods: Sequence[Method]) -> Figure:
                 "font": {"size": 13},
             }
         )
-        hover = "client %{customdata[0]}, seed %{customdata[1]}: %{x:.1f}%<extra></extra>"
+        hover = f"client %{{customdata[0]}}, seed %{{customdata[1]}}: {_hovered(score, 'x')}"
+        hover += "<extra></extra>"
         if not points:
             continue
         if len(points) > MOST_DOTS:
@@ -502,10 +553,10 @@ def client_accuracy(methods: Sequence[Method]) -> Figure:
         "gridcolor": "var(--rule)",
         "zeroline": False,
     }
-    xaxis = _axis("Client's expected accuracy, %")
+    xaxis = _axis(score.heading(f"Client's expected {score.label}"))
     return _figure(
         traces,
-        xaxis=xaxis | {"range": [-2, 102]},
+        xaxis=xaxis | ({"range": [-2, 102]} if score.is_percent else {}),
         yaxis=yaxis,
         annotations=annotations,
         height=90 + 72 * len(methods),
@@ -599,8 +650,31 @@ def partition_counts(partition: Partition, class_names: Sequence[str]) -> Figure
     )
 
 
-def _percents(values: Sequence[float]) -> list[float]:
-    return [100 * value for value in values]
+def partition_sizes(partition: Partition) -> Figure:
+    """Examples that each client holds, where nothing tells them apart by class.
+
+    Of more than `MOST_ROWS` clients the first ones are shown.
+    """
+    sizes = [len(indices) for indices in partition.clients[:MOST_ROWS]]
+    bars = {
+        "type": "bar",
+        "x": list(range(len(sizes))),
+        "y": sizes,
+        "marker": {"color": "var(--series-0)"},
+        "hovertemplate": "client %{x}: %{y} examples<extra></extra>",
+    }
+    step = max(1, len(sizes) // 20)
+    clients = _axis("Client") | {"tickvals": list(range(0, len(sizes), step)), "showgrid": False}
+    return _figure([bars], xaxis=clients, yaxis=_axis("Examples") | {"nticks": 6})
+
+
+def _shown(values: Sequence[float], score: Score) -> list[float]:
+    return [score.factor * value for value in values]
+
+
+def _hovered(score: Score, axis: str = "y") -> str:
+    """Plotly's template of a value of `score` that a pointer rests on."""
+    return f"%{{{axis}:.1f}}%" if score.is_percent else f"%{{{axis}:.4~g}}"
 
 
 def _heat(z: list[list[float]], text: list[list[str]] | None) -> dict[str, Any]:
@@ -665,8 +739,10 @@ def _axis_title(text: str, standoff: int) -> dict[str, Any]:
     return {"text": text, "standoff": standoff, "font": {"size": 13, "color": "var(--muted)"}}
 
 
-def _accuracy_axis() -> dict[str, Any]:
-    return _axis("") | {"rangemode": "tozero", "ticksuffix": "%", "nticks": 6}
+def _score_axis(score: Score) -> dict[str, Any]:
+    """An axis of a score; only of a share is it known that 0 is its least."""
+    shape = {"rangemode": "tozero"} if score.is_percent else {}
+    return _axis("") | shape | {"ticksuffix": score.unit, "nticks": 6}
 
 
 def _figure(traces: Sequence[dict[str, Any]], **layout: Any) -> Figure:

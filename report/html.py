@@ -23,12 +23,14 @@ from plotly.offline import get_plotlyjs
 
 from core.errors import RecordError
 from core.records import write_whole
+from core.scores import Score
 from data.partition import Partition
 from report import figures
-from report.curves import curve, trains_on_clients, uploads_no_update
+from report.curves import Course, curve, trains_on_clients, uploads_no_update
 from report.failures import NO_REASON, failure_rows, left_out_of_costs, outcome_counts
 from report.images import galleries, without_images
 from report.loading import OUTCOMES, LoadedRun, load_runs
+from report.measured import families, readable
 from report.methods import Comparison, Method, compare, short_names
 from report.privacy import (
     PRIVACY_COLUMNS,
@@ -41,12 +43,14 @@ from report.tables import (
     NONE,
     Row,
     Statistic,
+    brief,
     columns_of,
     epsilon_of,
     joined,
     plain_bytes,
     result_rows,
     seeds_text,
+    sentence_case,
     to_csv,
     to_markdown,
 )
@@ -99,6 +103,8 @@ def render(comparison: Comparison) -> str:
     methods = comparison.methods
     judged = [method for method in methods if curve(method.runs).rounds]
     rows = result_rows(methods)
+    scores, runs = comparison.scores, comparison.runs
+    tells_clients_apart = any(run.tells_clients_apart for run in runs)
     partitions, failures = _partitions(comparison.runs), failure_rows(methods)
     return environment.get_template("report.html").render(
         title=_title(comparison),
@@ -112,11 +118,15 @@ def render(comparison: Comparison) -> str:
         styles=[figures.style_of(index, method) for index, method in enumerate(methods)],
         methods=methods,
         exports={"markdown": to_markdown(rows), "csv": to_csv(rows)},
+        score=scores.primary,
+        label=sentence_case(scores.primary.label),
+        results_note=_results_note(comparison),
+        has_classes=any(run.has_classes for run in runs),
         curves={
-            "round": figures.accuracy_by_round(methods),
-            "bytes": figures.accuracy_by_bytes(methods),
-            "client_time": figures.accuracy_by_client_time(methods),
-            "time": figures.accuracy_by_time(methods),
+            "round": figures.score_by_round(methods),
+            "bytes": figures.score_by_bytes(methods),
+            "client_time": figures.score_by_client_time(methods),
+            "time": figures.score_by_time(methods),
         },
         several_seeds=any(len(method.runs) > 1 for method in methods),
         networked=any(run.network is not None for run in comparison.runs),
@@ -131,7 +141,8 @@ def render(comparison: Comparison) -> str:
             for method in methods
             if (figure := figures.confusion(method, method.class_names))
         ],
-        clients=figures.client_accuracy(methods),
+        clients=figures.client_scores(methods) if tells_clients_apart else None,
+        measured=_measured(methods),
         boxed=any(_num_told(method) > figures.MOST_DOTS for method in methods),
         most_dots=figures.MOST_DOTS,
         partitions=partitions[:_MOST_PARTITIONS],
@@ -141,7 +152,7 @@ def render(comparison: Comparison) -> str:
         failures=failures[:_MOST_FAILURES],
         num_failures=len(failures),
         outcomes=_outcome_table(methods),
-        privacy=_privacy(methods),
+        privacy=_privacy(methods, scores.primary),
         settings=_settings(methods),
         environments=_environments(comparison.runs),
         resumptions=_resumptions,
@@ -180,14 +191,16 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
         f"for {joined(rounds)} {'round' if rounds == ['1'] else 'rounds'}, "
         f"with {'seed' if len(seeds) == 1 else 'seeds'} {seeds_text(seeds)}."
     ]
-    judged = [row for row in rows if row.test_accuracy is not None]
+    score = comparison.scores.primary
+    told = f"Test {score.label} at the last evaluated round"
+    judged = [(row.method.label, row.primary) for row in rows if row.primary is not None]
     if judged and few:
-        results = [f"{row.method.label} {_inline(row.test_accuracy)}" for row in judged]
-        sentences.append(f"Test accuracy at the last evaluated round: {joined(results)}.")
+        results = [f"{label} {_inline(value, score)}" for label, value in judged]
+        sentences.append(f"{told}: {joined(results)}.")
     elif judged:
-        ordered = sorted(judged, key=lambda row: row.test_accuracy.mean if row.test_accuracy else 0)
-        ends = [f"{_inline(r.test_accuracy)} ({r.method.label})" for r in (ordered[0], ordered[-1])]
-        sentences.append(f"Test accuracy at the last evaluated round lies between {joined(ends)}.")
+        ordered = sorted(judged, key=lambda pair: pair[1].mean)
+        ends = [f"{_inline(value, score)} ({label})" for label, value in (ordered[0], ordered[-1])]
+        sentences.append(f"{told} lies between {joined(ends)}.")
     else:
         sentences.append("No round has been evaluated yet.")
     sent = [
@@ -229,11 +242,26 @@ def _guarantees(methods: Sequence[Method]) -> list[str]:
     return sentences
 
 
-def _inline(value: Statistic | None) -> str:
-    if value is None:
-        return NONE
-    spread = "" if value.std is None else f"\u00a0±\u00a0{100 * value.std:.1f}"
-    return f"{100 * value.mean:.1f}{spread}%"
+def _inline(value: Statistic, score: Score) -> str:
+    spread = "" if value.std is None else f"\u00a0±\u00a0{brief(value.std, score)}"
+    return f"{brief(value.mean, score)}{spread}{score.unit}"
+
+
+def _results_note(comparison: Comparison) -> str:
+    """What the scores in the table of results are, as sentences."""
+    scores, runs = comparison.scores, comparison.runs
+    names = [score.label for score in scores]
+    worst = ""
+    if any(run.tells_clients_apart for run in runs):
+        names.append("worst client")
+        own = "mix of classes" if any(run.has_classes for run in runs) else "data"
+        worst = f"; the worst client's is the lowest that any client may expect on its own {own}"
+    less = [score.label for score in scores if not score.higher_is_better]
+    lower = f" Of {joined(less)} lower is better." if less else ""
+    return (
+        f"{sentence_case(joined(names))} {'are' if len(names) > 1 else 'is'} of the last evaluated "
+        f"round, on the test set{worst}.{lower}"
+    )
 
 
 _OWN = "by nobody, since clients brought their own"
@@ -300,7 +328,7 @@ def _cut_short(method: Method, run: LoadedRun) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _ClassTable:
-    """Accuracy by class, for methods that share their classes."""
+    """Recall by class, for methods that share their classes."""
 
     class_names: tuple[str, ...]
     rows: tuple[tuple[Method, tuple[float | None, ...]], ...]
@@ -328,6 +356,17 @@ class _PartitionView:
     seeds: str
     dealing: str
     figure: figures.Figure
+    has_images: bool
+
+    @property
+    def examples(self) -> str:
+        """What was dealt, in the plural."""
+        return "images" if self.has_images else "examples"
+
+    @property
+    def by_class(self) -> bool:
+        """Whether the figure tells classes apart."""
+        return _by_class(self.partition)
 
     @property
     def left_out(self) -> str:
@@ -335,11 +374,13 @@ class _PartitionView:
         counts = self.partition.class_counts
         if len(counts) <= figures.MOST_ROWS:
             return ""
-        sizes, held = counts.sum(axis=1), (counts > 0).sum(axis=1)
+        sizes = np.array(list(map(len, self.partition.clients)))
+        held = (counts > 0).sum(axis=1)
+        classes = f" of {_range(held)} classes" if self.by_class else ""
+        each = f" of {held.mean():.3g}" if self.by_class else ""
         return (
             f"The first {figures.MOST_ROWS} of {len(counts):,} clients are shown; all of them hold "
-            f"{_range(sizes)} images of {_range(held)} classes, on average {sizes.mean():.4g} of "
-            f"{held.mean():.3g}."
+            f"{_range(sizes)} {self.examples}{classes}, on average {sizes.mean():.4g}{each}."
         )
 
 
@@ -349,9 +390,69 @@ def _range(values: npt.NDArray[np.int64]) -> str:
 
 
 def _num_told(method: Method) -> int:
-    """Clients whose accuracy at the final round is on record, all seeds together."""
+    """Clients whose score at the final round is on record, all seeds together."""
     finals = [run.final.client_scores or [] for run in method.runs if run.final]
-    return sum(accuracy is not None for told in finals for accuracy in told)
+    return sum(score is not None for told in finals for score in told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """One family of metrics that the workload measured.
+
+    Attributes:
+        label: What it is called.
+        members: Names of its members, each with how its lines look.
+        plots: For each method that has any: the plot, and the members that are in it.
+        rows: Likewise, the members' values in the last round.
+    """
+
+    label: str
+    members: tuple[tuple[str, figures.Style], ...]
+    plots: tuple[tuple[Method, figures.Figure, str], ...]
+    rows: tuple[tuple[Method, tuple[str, ...]], ...]
+
+    @property
+    def title(self) -> str:
+        """The label as a heading."""
+        return sentence_case(self.label)
+
+
+def _measured(methods: Sequence[Method]) -> list[_Measured]:
+    views = []
+    for family in families([method.runs for method in methods]):
+        there = [
+            (method, courses, figure)
+            for method, courses in zip(methods, family.courses, strict=True)
+            if (figure := figures.measured_by_round(family, courses)) is not None
+        ]
+        if not there:
+            continue
+        views.append(
+            _Measured(
+                family.label,
+                tuple(
+                    (readable(member), figures.style_of_member(index))
+                    for index, member in enumerate(family.members)
+                ),
+                tuple(
+                    (method, figure, joined(list(map(readable, courses))))
+                    for method, courses, figure in there
+                ),
+                tuple(
+                    (method, tuple(_last(courses.get(member)) for member in family.members))
+                    for method, courses, _ in there
+                ),
+            )
+        )
+    return views
+
+
+def _last(course: Course | None) -> str:
+    """The value in the last round; with several seeds also the least and the greatest."""
+    if course is None:
+        return NONE
+    value, least, most = course.value[-1], course.least[-1], course.most[-1]
+    return f"{value:.4g}" + (f" ({least:.4g} to {most:.4g})" if least != most else "")
 
 
 def _partitions(runs: Sequence[LoadedRun]) -> list[_PartitionView]:
@@ -371,10 +472,22 @@ def _partitions(runs: Sequence[LoadedRun]) -> list[_PartitionView]:
                 sources.get(partition.source, partition.source),
                 seeds_text(sorted({run.seed for run in members})),
                 _dealing(members[0].config),
-                figures.partition_counts(partition, members[0].class_names),
+                _partition_figure(partition, members[0].class_names),
+                members[0].has_classes,
             )
         )
     return views
+
+
+def _by_class(partition: Partition) -> bool:
+    """Whether a partition tells classes apart; without any all examples are of one."""
+    return len(partition.class_counts[0]) > 1
+
+
+def _partition_figure(partition: Partition, class_names: Sequence[str]) -> figures.Figure:
+    if _by_class(partition):
+        return figures.partition_counts(partition, class_names)
+    return figures.partition_sizes(partition)
 
 
 def _digest(partition: Partition) -> bytes:
@@ -424,7 +537,7 @@ class _Privacy:
         rows: The methods that add noise.
         epsilons: For each unit and delta, in words, epsilon against rounds.
         signal: Signal-to-noise ratio against rounds; None where none is on record.
-        accuracy: Accuracy against epsilon; None where it is not drawn.
+        score: The primary score against epsilon; None where it is not drawn.
         why_not: Why it is not, where there are epsilons to draw it against.
     """
 
@@ -433,13 +546,13 @@ class _Privacy:
     rows: tuple[tuple[figures.Style, Method, tuple[str, ...]], ...]
     epsilons: tuple[tuple[str, figures.Figure], ...]
     signal: figures.Figure | None
-    accuracy: figures.Figure | None
+    score: figures.Figure | None
     why_not: str
 
 
-def _privacy(methods: Sequence[Method]) -> _Privacy:
+def _privacy(methods: Sequence[Method], score: Score) -> _Privacy:
     styles = {m.label: figures.style_of(index, m) for index, m in enumerate(methods)}
-    why_not = unlike_terms((method.label, method.runs) for method in methods)
+    why_not = unlike_terms(((method.label, method.runs) for method in methods), score)
     terms = dict.fromkeys(
         run.noised.terms for method in methods for run in method.runs if run.noised is not None
     )
@@ -452,7 +565,7 @@ def _privacy(methods: Sequence[Method]) -> _Privacy:
         ),
         epsilons=tuple((title, figure) for title, figure in drawn if figure is not None),
         signal=figures.signal_by_round(methods),
-        accuracy=None if why_not else figures.accuracy_by_epsilon(methods),
+        score=None if why_not else figures.score_by_epsilon(methods),
         why_not=why_not,
     )
 

@@ -239,6 +239,17 @@ class LoadedRun:
         return any(None in (record.client_scores or ()) for record in self.rounds)
 
     @property
+    def has_classes(self) -> bool:
+        """Whether it is judged by class, or may be while no evaluation tells."""
+        final = self.final
+        return final is None or final.test is None or final.test.confusion is not None
+
+    @property
+    def tells_clients_apart(self) -> bool:
+        """Whether clients are judged one by one, or may be while no evaluation tells."""
+        return self.final is None or self.final.client_scores is not None
+
+    @property
     def sends_raw_images(self) -> bool:
         """Whether clients send real images as they are."""
         raw = self.privacy is not None and self.privacy.images_sent == "raw"

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from core.config import NOT_SETTINGS, Scalar
+from core.errors import RecordError
 from core.plugins import is_plugin
+from core.scores import Scores, shared_scores
 from report.loading import LoadedRun
 
 NOT_PRIVATE = "not private"
@@ -107,10 +109,12 @@ class Comparison:
         methods: In the order in which the runs were given.
         superseded: Pairs (run left out, run kept) of one method and seed. The complete one is kept,
             and of two the one that started later.
+        scores: What the runs are judged by.
     """
 
     methods: tuple[Method, ...]
     superseded: tuple[tuple[LoadedRun, LoadedRun], ...]
+    scores: Scores
 
     @property
     def runs(self) -> tuple[LoadedRun, ...]:
@@ -133,7 +137,11 @@ def compare(
         runs: In the order in which their methods are shown.
         labels: By absolute path of a run folder, what its method is called. Runs of one label are
             one method; those without any are where they differ in nothing but their seed.
+
+    Raises:
+        RecordError: The primary scores of two runs differ.
     """
+    scores = judged_by(runs)
     kept: dict[tuple[_Group, int], LoadedRun] = {}
     superseded = []
     for run in runs:
@@ -163,7 +171,19 @@ def compare(
             if key in values
         )
         methods.append(Method(name, telling, finished, ordered))
-    return Comparison(tuple(methods), tuple(superseded))
+    return Comparison(tuple(methods), tuple(superseded), scores)
+
+
+def judged_by(runs: Iterable[LoadedRun]) -> Scores:
+    """What `runs`, at least one, are judged by.
+
+    Raises:
+        RecordError: The primary scores of two of them differ.
+    """
+    try:
+        return shared_scores((run.name, run.scores) for run in runs)
+    except ValueError as error:
+        raise RecordError(str(error)) from error
 
 
 def task_of(run: LoadedRun) -> _Key:

@@ -53,10 +53,10 @@ def total_spent(run: LoadedRun) -> Spent | None:
 
 
 def best_round(run: LoadedRun) -> RoundRecord | None:
-    """The round of highest validation accuracy, the earliest of equals.
+    """The round of highest primary score on validation, the earliest of equals.
 
-    Test accuracy has no part in the choice. None where no round has both a validation and a test
-    accuracy.
+    Test scores have no part in the choice. None where no round has been judged on both validation
+    and test.
     """
     judged = [
         (record.validation.primary, record)
@@ -66,17 +66,17 @@ def best_round(run: LoadedRun) -> RoundRecord | None:
     return max(judged, key=lambda pair: pair[0])[1] if judged else None
 
 
-def reached(run: LoadedRun, target_accuracy: float) -> Spent | None:
+def reached(run: LoadedRun, target: float) -> Spent | None:
     """What it took to reach a target: the first evaluated round at or above it.
 
     Args:
         run: The run.
-        target_accuracy: Test accuracy in [0, 1].
+        target: Primary score on test, not multiplied by 100 where it is a share.
 
     Returns:
         The cost up to and including that round; None where no evaluated round reaches it.
     """
     for record, spent in zip(run.rounds, spending(run), strict=True):
-        if record.test is not None and record.test.primary >= target_accuracy:
+        if record.test is not None and record.test.primary >= target:
             return spent
     return None

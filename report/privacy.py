@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from core.config import NOT_SETTINGS, Scalar
+from core.scores import Score
+from report.curves import Course, course
 from report.loading import LoadedRun, NoisedPrivacy
 from report.methods import Method
-from report.tables import NONE, Statistic, epsilon_of, epsilon_text, joined
+from report.tables import NONE, Statistic, epsilon_of, epsilon_text, joined, sentence_case
 
 _LEAST_TICK_RATIO = 1.12
 _BUDGET_KEYS = frozenset({"seed", "privacy.epsilon", "privacy.noise-multiplier"})
@@ -23,11 +25,12 @@ def noised_of(runs: Iterable[LoadedRun]) -> NoisedPrivacy | None:
     return next((run.noised for run in runs if run.noised is not None), None)
 
 
-def unlike_terms(named: Iterable[tuple[str, Sequence[LoadedRun]]]) -> str:
+def unlike_terms(named: Iterable[tuple[str, Sequence[LoadedRun]]], score: Score) -> str:
     """Why methods may not share an axis of epsilon, as a sentence; empty if they may.
 
     Args:
         named: Methods, each with what it is called and its runs; those without noise do not count.
+        score: What would be drawn against it.
     """
     by_terms: dict[tuple[str, float], list[str]] = {}
     for name, runs in named:
@@ -40,8 +43,8 @@ def unlike_terms(named: Iterable[tuple[str, Sequence[LoadedRun]]]) -> str:
         for terms, names in by_terms.items()
     ]
     return (
-        "Accuracy is not drawn against epsilon, because these epsilons do not compare: "
-        f"{'; '.join(parts)}. Report each kind by itself."
+        f"{sentence_case(score.label)} is not drawn against epsilon, because these epsilons do not "
+        f"compare: {'; '.join(parts)}. Report each kind by itself."
     )
 
 
@@ -57,14 +60,14 @@ class EpsilonPoint:
 
     Attributes:
         epsilon: Of the whole run, on record; mean over seeds.
-        accuracy: Final test accuracy, over seeds.
+        score: Final primary score on test, over seeds; a share is in [0, 1].
         lowest: Least over seeds.
         highest: Greatest over seeds.
         budget: What it was not to exceed; None where there is none.
     """
 
     epsilon: float
-    accuracy: Statistic
+    score: Statistic
     lowest: float
     highest: float
     budget: float | None
@@ -75,10 +78,10 @@ def epsilon_point(runs: Sequence[LoadedRun]) -> EpsilonPoint | None:
     noised, epsilon = noised_of(runs), epsilon_of(runs)
     if noised is None or epsilon is None or not all(run.noised for run in runs):
         return None
-    found = final_accuracies(runs)
-    if (accuracy := Statistic.of(found)) is None:
+    found = final_scores(runs)
+    if (score := Statistic.of(found)) is None:
         return None
-    return EpsilonPoint(epsilon.mean, accuracy, min(found), max(found), noised.budget)
+    return EpsilonPoint(epsilon.mean, score, min(found), max(found), noised.budget)
 
 
 def epsilon_ticks(points: Iterable[EpsilonPoint]) -> list[float]:
@@ -91,8 +94,8 @@ def epsilon_ticks(points: Iterable[EpsilonPoint]) -> list[float]:
     return kept
 
 
-def final_accuracies(runs: Sequence[LoadedRun]) -> list[float]:
-    """Test accuracy of the last evaluated round of each run that has one."""
+def final_scores(runs: Sequence[LoadedRun]) -> list[float]:
+    """Primary score on test of the last evaluated round of each run that has one."""
     finals = [run.final for run in runs]
     return [final.test.primary for final in finals if final is not None and final.test is not None]
 
@@ -103,27 +106,11 @@ def family(runs: Sequence[LoadedRun]) -> tuple[tuple[str, Scalar], ...]:
     return tuple(sorted((k, v) for k, v in runs[0].config.items() if k not in moot))
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
-    """A figure over rounds; each list has one entry a round.
-
-    Attributes:
-        rounds: That every seed has on record.
-        value: The largest client's epsilon over all seeds, or the mean signal-to-noise ratio.
-        least: Least over clients and seeds, or over seeds.
-        most: Greatest likewise.
-    """
-
-    rounds: list[int]
-    value: list[float]
-    least: list[float]
-    most: list[float]
-
-
 def epsilon_course(runs: Sequence[LoadedRun]) -> Course:
     """Epsilon of the whole run so far: the largest client's, and how far clients lie apart.
 
-    A client that is not asked spends nothing; the simulation knows of all.
+    Value and most are the largest over clients and seeds, least is the least of them. A client that
+    is not asked spends nothing; the simulation knows of all.
     """
     per_seed = [_client_epsilons(run) for run in runs if run.epsilon is not None]
     shared = sorted(set.intersection(*map(set, per_seed))) if len(per_seed) == len(runs) else []
@@ -148,15 +135,7 @@ def _client_epsilons(run: LoadedRun) -> dict[int, tuple[float, float]]:
 
 def signal_course(runs: Sequence[LoadedRun]) -> Course:
     """Signal-to-noise ratio of the noised sums, mean over the clients of a round."""
-    per_seed = [{r.round: r.server["snr"] for r in run.rounds if "snr" in r.server} for run in runs]
-    shared = sorted(set.intersection(*map(set, per_seed)))
-    values = [[seed[r] for seed in per_seed] for r in shared]
-    return Course(
-        shared,
-        [sum(seeds) / len(seeds) for seeds in values],
-        [min(seeds) for seeds in values],
-        [max(seeds) for seeds in values],
-    )
+    return course(runs, "snr")
 
 
 PRIVACY_COLUMNS = (

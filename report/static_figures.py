@@ -24,10 +24,12 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from report.curves import Curve, curve, trains_on_clients, uploads_no_update
+from core.scores import Score
+from report.curves import Course, Curve, curve, trains_on_clients, uploads_no_update
 from report.loading import LoadedRun
+from report.measured import Family, readable
 from report.privacy import EpsilonPoint, epsilon_ticks
-from report.tables import Statistic, plain_bytes
+from report.tables import Statistic, plain_bytes, sentence_case
 
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#882255",
@@ -44,6 +46,7 @@ _LEGEND_WIDTH_IN = 6.9
 _CHARACTER_IN = 0.062
 _MOST_CHARACTERS = 95
 _MOST_MARKERS = 8
+_MOST_PANELS = 3
 _INK = "#1a1e24"
 _NO_NOISE_DASH = (0, (5, 2.5))
 _LOOK: Mapping[str, Any] = {
@@ -69,7 +72,7 @@ _LOOK: Mapping[str, Any] = {
 
 
 class Panel(enum.Enum):
-    """What test accuracy is drawn against."""
+    """What the primary score on test is drawn against."""
 
     ROUNDS = "Communication round"
     BYTES_UP = "Uploaded bytes"
@@ -115,15 +118,16 @@ class Series:
 
 
 def draw_curves(
-    series: Sequence[Series], panels: Sequence[Panel], heading: str
+    series: Sequence[Series], panels: Sequence[Panel], heading: str, score: Score
 ) -> tuple[bytes, bytes]:
-    """Test accuracy, one panel beside the other with one legend below.
+    """The primary score on test, one panel beside the other with one legend below.
 
     Args:
         series: The methods.
-        panels: What accuracy is drawn against. Bytes and seconds have logarithmic axes; a method
-            without that cost is a horizontal line at its final accuracy.
+        panels: What it is drawn against. Bytes and seconds have logarithmic axes; a method without
+            that cost is a horizontal line at its final score.
         heading: What holds for all of them; empty where nothing must be said.
+        score: The primary score.
 
     Returns:
         The figure as SVG and as PDF.
@@ -136,19 +140,25 @@ def draw_curves(
         curves = [curve(one.runs) for one in series]
         for axis, panel in zip(axes, panels, strict=True):
             drawn = [
-                _draw_curve(axis, panel, one, points)
+                _draw_curve(axis, panel, one, points, score.factor)
                 for one, points in zip(series, curves, strict=True)
             ]
             _set_horizontal_axis(axis, panel, any(drawn))
-        axes[0].set_ylabel("Test accuracy, %")
-        low, high = axes[0].get_ylim()
-        axes[0].set_ylim(max(0.0, low), min(100.5, high))
+        _set_score_axis(axes[0], score)
         handles = [Line2D([], [], **one.line, label=one.name) for one in series]
         _add_legend(figure, handles, columns)
         return _rendered(figure)
 
 
-def _draw_curve(axis: Axes, panel: Panel, one: Series, points: Curve) -> bool:
+def _set_score_axis(axis: Axes, score: Score) -> None:
+    """A share's axis keeps to what shares can be."""
+    axis.set_ylabel(score.heading(f"Test {score.label}"))
+    if score.is_percent:
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(0.0, low), min(100.5, high))
+
+
+def _draw_curve(axis: Axes, panel: Panel, one: Series, points: Curve, factor: int) -> bool:
     """Draw one method; False where it has no place on the horizontal axis."""
     has_cost = {
         Panel.ROUNDS: True,
@@ -158,7 +168,7 @@ def _draw_curve(axis: Axes, panel: Panel, one: Series, points: Curve) -> bool:
     if not points.rounds:
         return False
     if not has_cost:
-        level = 100 * points.accuracy[-1]
+        level = factor * points.score[-1]
         axis.axhline(level, color=one.colour, linewidth=1.0, linestyle=(0, (6, 2, 1, 2)))
         axis.plot([0.02], [level], transform=axis.get_yaxis_transform(), **one.line)
         return False
@@ -170,10 +180,10 @@ def _draw_curve(axis: Axes, panel: Panel, one: Series, points: Curve) -> bool:
         x = points.client_s
     else:
         x = points.rounds
-    mean = [100 * value for value in points.accuracy]
+    mean = [factor * value for value in points.score]
     if len(one.runs) > 1:
-        low = [100 * (m - s) for m, s in zip(points.accuracy, points.std, strict=True)]
-        high = [100 * (m + s) for m, s in zip(points.accuracy, points.std, strict=True)]
+        low = [factor * (m - s) for m, s in zip(points.score, points.std, strict=True)]
+        high = [factor * (m + s) for m, s in zip(points.score, points.std, strict=True)]
         axis.fill_between(x, low, high, color=one.colour, alpha=0.13, linewidth=0)
     marked = _marked(x if panel is Panel.ROUNDS else np.log10(x).tolist(), one.number)
     axis.plot(x, mean, **one.line, markevery=marked, markeredgewidth=0.8)
@@ -219,18 +229,20 @@ def _seconds_tick(value: float, _position: int | None) -> str:
     return f"{value:,.10g}"
 
 
-def draw_final_accuracies(
+def draw_final_scores(
     groups: Sequence[str],
     series: Sequence[Series],
     values: Mapping[tuple[int, str], Statistic],
+    score: Score,
 ) -> tuple[bytes, bytes]:
-    """Final test accuracies as bars, grouped by setting.
+    """Final scores on test as bars, grouped by setting.
 
     Args:
         groups: Names of the settings, from left to right.
         series: The methods.
-        values: Accuracy in [0, 1] by place of the setting and name of the method; there is no bar
-            where one is missing.
+        values: By place of the setting and name of the method; there is no bar where one is
+            missing.
+        score: Of which they are values.
 
     Returns:
         The figure as SVG and as PDF.
@@ -243,13 +255,14 @@ def draw_final_accuracies(
             offset = (place - (len(series) - 1) / 2) * width
             for group in range(len(groups)):
                 if (value := values.get((group, one.name))) is not None:
-                    _draw_bar(axis, group + offset, width, value, one)
+                    _draw_bar(axis, group + offset, width, value, one, score.factor)
         axis.set_xticks(range(len(groups)), groups)
         axis.tick_params(axis="x", length=0)
         axis.grid(False, axis="x")
         axis.set_xlim(-0.5, len(groups) - 0.5)
-        axis.set_ylim(0, 100)
-        axis.set_ylabel("Test accuracy, %")
+        axis.set_ylabel(score.heading(f"Test {score.label}"))
+        if score.is_percent:
+            axis.set_ylim(0, 100)
         _add_legend(figure, [Patch(**_bar(one), label=one.name) for one in series], columns)
         return _rendered(figure)
 
@@ -261,7 +274,7 @@ class Against:
     Attributes:
         series: The method.
         points: Ascending by epsilon; empty for one without noise.
-        reference: Final accuracy of one without noise, in [0, 1]; else None.
+        reference: Final score of one without noise; else None.
     """
 
     series: Series
@@ -269,8 +282,10 @@ class Against:
     reference: Statistic | None = None
 
 
-def draw_against_epsilon(methods: Sequence[Against], title: str) -> tuple[bytes, bytes]:
-    """Final test accuracy against the epsilon that whole runs have on record.
+def draw_against_epsilon(
+    methods: Sequence[Against], title: str, score: Score
+) -> tuple[bytes, bytes]:
+    """The final primary score on test against the epsilon that whole runs have on record.
 
     Ticks stand at the budgets, and at the epsilon itself where a run had none. A method without
     noise has no epsilon: it is a dashed line.
@@ -278,6 +293,7 @@ def draw_against_epsilon(methods: Sequence[Against], title: str) -> tuple[bytes,
     Args:
         methods: All of one unit and delta.
         title: Of the horizontal axis.
+        score: The primary score.
 
     Returns:
         The figure as SVG and as PDF.
@@ -287,17 +303,60 @@ def draw_against_epsilon(methods: Sequence[Against], title: str) -> tuple[bytes,
         axis = figure.subplots()
         for one in methods:
             if one.reference is not None:
-                _draw_reference(axis, one.series, one.reference)
+                _draw_reference(axis, one.series, one.reference, score.factor)
             if one.points:
-                _draw_points(axis, one.series, one.points)
+                _draw_points(axis, one.series, one.points, score.factor)
         points = [point for one in methods for point in one.points]
         _set_epsilon_axis(axis, points, title)
-        axis.set_ylabel("Test accuracy, %")
-        low, high = axis.get_ylim()
-        axis.set_ylim(max(0.0, low), min(100.5, high))
+        _set_score_axis(axis, score)
         handles = [Line2D([], [], **_look(one), label=one.series.name) for one in methods]
         _add_legend(figure, handles, columns)
         return _rendered(figure)
+
+
+def draw_measured(
+    family: Family, panels: Sequence[tuple[str, Mapping[str, Course]]]
+) -> tuple[bytes, bytes]:
+    """What the members of a family came to against rounds, a panel for each method.
+
+    Args:
+        family: Of which the courses are.
+        panels: Of each method its name and its members' courses; a member looks alike in all.
+
+    Returns:
+        The figure as SVG and as PDF.
+    """
+    looks = {
+        member: Series(readable(member), number, (), is_dashed=False)
+        for number, member in enumerate(family.members)
+    }
+    columns = min(len(panels), _MOST_PANELS)
+    rows = math.ceil(len(panels) / columns)
+    with style.context(["default", dict(_LOOK)]):
+        figure, legend_columns = _figure([one.name for one in looks.values()], rows)
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axis, (name, courses) in zip(axes.flat, panels, strict=False):
+            axis.set_title(textwrap.fill(name, 110 // columns), fontsize="medium")
+            for member, drawn in courses.items():
+                _draw_course(axis, looks[member], drawn)
+            axis.set_xlabel(Panel.ROUNDS.value)
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for axis in axes.flat[len(panels) :]:
+            axis.remove()
+        for axis in axes[:, 0]:
+            axis.set_ylabel(sentence_case(family.label))
+        handles = [Line2D([], [], **one.line, label=one.name) for one in looks.values()]
+        _add_legend(figure, handles, legend_columns)
+        return _rendered(figure)
+
+
+def _draw_course(axis: Axes, one: Series, drawn: Course) -> None:
+    if drawn.least != drawn.most:
+        axis.fill_between(
+            drawn.rounds, drawn.least, drawn.most, color=one.colour, alpha=0.13, linewidth=0
+        )
+    marked = _marked(drawn.rounds, one.number)
+    axis.plot(drawn.rounds, drawn.value, **one.line, markevery=marked, markeredgewidth=0.8)
 
 
 def _look(one: Against) -> dict[str, Any]:
@@ -307,18 +366,18 @@ def _look(one: Against) -> dict[str, Any]:
     return {"color": one.series.colour, "linestyle": _NO_NOISE_DASH, "marker": ""}
 
 
-def _draw_reference(axis: Axes, one: Series, value: Statistic) -> None:
+def _draw_reference(axis: Axes, one: Series, value: Statistic, factor: int) -> None:
     if value.std is not None:
-        low, high = 100 * (value.mean - value.std), 100 * (value.mean + value.std)
+        low, high = factor * (value.mean - value.std), factor * (value.mean + value.std)
         axis.axhspan(low, high, color=one.colour, alpha=0.08, linewidth=0)
-    axis.axhline(100 * value.mean, color=one.colour, linestyle=_NO_NOISE_DASH)
+    axis.axhline(factor * value.mean, color=one.colour, linestyle=_NO_NOISE_DASH)
 
 
-def _draw_points(axis: Axes, one: Series, points: Sequence[EpsilonPoint]) -> None:
+def _draw_points(axis: Axes, one: Series, points: Sequence[EpsilonPoint], factor: int) -> None:
     x = [point.epsilon for point in points]
-    mean = [100 * point.accuracy.mean for point in points]
-    std = [100 * (point.accuracy.std or 0.0) for point in points]
-    if any(point.accuracy.std is not None for point in points):
+    mean = [factor * point.score.mean for point in points]
+    std = [factor * (point.score.std or 0.0) for point in points]
+    if any(point.score.std is not None for point in points):
         low = [m - s for m, s in zip(mean, std, strict=True)]
         high = [m + s for m, s in zip(mean, std, strict=True)]
         if len(points) > 1:
@@ -338,12 +397,14 @@ def _set_epsilon_axis(axis: Axes, points: Sequence[EpsilonPoint], title: str) ->
     axis.set_xticks([], minor=True)
 
 
-def _draw_bar(axis: Axes, x: float, width: float, value: Statistic, one: Series) -> None:
-    height = 100 * value.mean
+def _draw_bar(
+    axis: Axes, x: float, width: float, value: Statistic, one: Series, factor: int
+) -> None:
+    height = factor * value.mean
     axis.bar(x, height, 0.88 * width, **_bar(one))
     if value.std is not None:
         whisker = axis.errorbar(
-            x, height, 100 * value.std, color=_INK, linewidth=0.8, capsize=min(2.0, 15 * width)
+            x, height, factor * value.std, color=_INK, linewidth=0.8, capsize=min(2.0, 15 * width)
         )
         for artist in whisker.get_children():
             artist.set_path_effects([withStroke(linewidth=1.8, foreground="white")])
@@ -360,12 +421,12 @@ def _bar(one: Series) -> dict[str, Any]:
     }
 
 
-def _figure(names: Sequence[str]) -> tuple[Figure, int]:
+def _figure(names: Sequence[str], panel_rows: int = 1) -> tuple[Figure, int]:
     """A figure that has room for its legend below, and the legend's number of columns."""
     widest = max(map(len, names)) * _CHARACTER_IN + 0.5
     columns = max(1, min(len(names), int(_LEGEND_WIDTH_IN / widest)))
     rows = math.ceil(len(names) / columns)
-    height = _PANEL_HEIGHT_IN + 0.1 + _LEGEND_ROW_IN * rows
+    height = panel_rows * _PANEL_HEIGHT_IN + 0.1 + _LEGEND_ROW_IN * rows
     figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, columns

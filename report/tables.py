@@ -7,11 +7,12 @@ import io
 import math
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from core.scores import MACRO_F1, Score, Scores
 from report.loading import LoadedRun
-from report.methods import Method
+from report.methods import Method, judged_by
 from report.milestones import best_round, total_spent
 
 NONE = "—"
@@ -47,15 +48,15 @@ class Statistic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one method reached. Accuracies in [0, 1], sums are over all rounds of a run.
+    """What one method reached. Shares are in [0, 1], sums are over all rounds of a run.
 
     Attributes:
         method: The runs behind the row.
-        test_accuracy: At the last evaluated round.
-        macro_f1: On test, at the last evaluated round.
-        worst_client_accuracy: At the last evaluated round.
-        accuracy_at_best_validation: Test accuracy at each seed's round of highest validation
-            accuracy, the earliest of equals.
+        test: By name of each score of its runs, the primary one first: on test, at the last
+            evaluated round.
+        worst_client: The primary score at the last evaluated round.
+        at_best_validation: The primary score on test at each seed's round of the highest on
+            validation, the earliest of equals.
         bytes_up: From all clients.
         bytes_down: To all clients.
         network_bytes_up: The same as the network counted it; None where no run was on one.
@@ -69,10 +70,9 @@ class Row:
     """
 
     method: Method
-    test_accuracy: Statistic | None
-    macro_f1: Statistic | None
-    worst_client_accuracy: Statistic | None
-    accuracy_at_best_validation: Statistic | None
+    test: Mapping[str, Statistic | None]
+    worst_client: Statistic | None
+    at_best_validation: Statistic | None
     bytes_up: Statistic | None
     bytes_down: Statistic | None
     network_bytes_up: Statistic | None
@@ -82,6 +82,11 @@ class Row:
     epsilon: Statistic | None
     best_rounds: tuple[int, ...]
     rounds: tuple[int, ...]
+
+    @property
+    def primary(self) -> Statistic | None:
+        """The primary score on test."""
+        return next(iter(self.test.values()))
 
 
 def result_rows(methods: Sequence[Method]) -> list[Row]:
@@ -97,12 +102,14 @@ def _row(method: Method) -> Row:
     networks = [run.network for run in method.runs]
     return Row(
         method=method,
-        test_accuracy=Statistic.of(test.primary if test else None for test in tests),
-        macro_f1=Statistic.of(test.scores.get("macro_f1") if test else None for test in tests),
-        worst_client_accuracy=Statistic.of(
-            final.worst_client_score if final else None for final in finals
-        ),
-        accuracy_at_best_validation=Statistic.of(
+        test={
+            score.name: Statistic.of(
+                test.scores.get(score.name) if test else None for test in tests
+            )
+            for score in judged_by(method.runs)
+        },
+        worst_client=Statistic.of(final.worst_client_score if final else None for final in finals),
+        at_best_validation=Statistic.of(
             best.test.primary if best and best.test else None for best in chosen
         ),
         bytes_up=Statistic.of(total.bytes_up if total else 0 for total in totals),
@@ -117,9 +124,17 @@ def _row(method: Method) -> Row:
     )
 
 
-def percent(value: Statistic | None) -> str:
-    """A share as percent: ``91.20 ± 0.35``."""
-    return _spread(value, lambda x: f"{100 * x:.2f}")
+def score_text(value: Statistic | None, score: Score) -> str:
+    """A score as its `Score.heading` announces it: a share as percent, ``91.20 ± 0.35``."""
+    if score.is_percent:
+        return _spread(value, lambda x: f"{100 * x:.2f}")
+    scale = max(abs(value.mean), value.std or 0.0) if value else 0.0
+    return _spread(value, lambda x: _digits(x, scale))
+
+
+def brief(value: float, score: Score) -> str:
+    """One value of a score in few digits, without its unit, where precision would only distract."""
+    return f"{100 * value:.1f}" if score.is_percent else f"{value:.4g}"
 
 
 def amount_of_bytes(value: Statistic | None) -> str:
@@ -236,6 +251,20 @@ def joined(words: Sequence[str], last: str = "and") -> str:
     return f"{apart.join(before)} {last} {end}" if before else end
 
 
+def target_text(target: float, score: Score) -> str:
+    """A score that runs are to reach, as it was asked for: ``90%``."""
+    return f"{score.factor * target:.10g}{score.unit}"
+
+
+def sentence_case(text: str) -> str:
+    """A label as it stands at the beginning of a sentence.
+
+    >>> sentence_case("macro-F1")
+    'Macro-F1'
+    """
+    return text[:1].upper() + text[1:]
+
+
 def rounds_text(rounds: Sequence[int]) -> str:
     """Round numbers of seeds: the number where all agree, else from the least to the greatest.
 
@@ -266,12 +295,8 @@ class Column:
     cell: Callable[[Row], str]
 
 
-COLUMNS = (
-    Column("Seeds", lambda row: seeds_text(row.method.seeds)),
-    Column("Test accuracy, %", lambda row: percent(row.test_accuracy)),
-    Column("Macro-F1, %", lambda row: percent(row.macro_f1)),
-    Column("Worst client, %", lambda row: percent(row.worst_client_accuracy)),
-    Column("At best validation, %", lambda row: percent(row.accuracy_at_best_validation)),
+_SEEDS = Column("Seeds", lambda row: seeds_text(row.method.seeds))
+_COSTS = (
     Column("Best round", lambda row: rounds_text(row.best_rounds)),
     Column("Uploaded", lambda row: amount_of_bytes(row.bytes_up)),
     Column("Downloaded", lambda row: amount_of_bytes(row.bytes_down)),
@@ -279,6 +304,33 @@ COLUMNS = (
     Column("Server time, s", lambda row: seconds(row.server_s)),
     Column("Rounds", _done_text),
 )
+
+
+def column_heading(score: Score, scores: Scores) -> str:
+    """The heading over a score on test: the primary one says so.
+
+    >>> [column_heading(score, CLASSIFICATION) for score in CLASSIFICATION]
+    ['Test accuracy, %', 'Macro-F1, %']
+    """
+    is_primary = score == scores.primary
+    return score.heading(f"Test {score.label}" if is_primary else sentence_case(score.label))
+
+
+def _score_columns(scores: Scores, *, has_worst_client: bool) -> tuple[Column, ...]:
+    def on_test(score: Score) -> Column:
+        return Column(
+            column_heading(score, scores), lambda row: score_text(row.test.get(score.name), score)
+        )
+
+    primary = scores.primary
+    worst = Column(
+        primary.heading("Worst client"), lambda row: score_text(row.worst_client, primary)
+    )
+    best = Column(
+        primary.heading("At best validation"),
+        lambda row: score_text(row.at_best_validation, primary),
+    )
+    return (*map(on_test, scores), *([worst] if has_worst_client else []), best)
 
 
 NETWORK_COLUMNS: tuple[Column, ...] = (
@@ -289,9 +341,11 @@ NETWORK_COLUMNS: tuple[Column, ...] = (
 
 
 def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """The columns, with epsilon where any run is private, and a network's bytes where one is."""
+    """The columns: epsilon where any run is private, a network's bytes where one is."""
     runs = [run for row in rows for run in row.method.runs]
-    columns: tuple[Column, ...] = COLUMNS
+    has_worst_client = any(run.tells_clients_apart for run in runs)
+    scores = _score_columns(judged_by(runs), has_worst_client=has_worst_client)
+    columns: tuple[Column, ...] = (_SEEDS, *scores, *_COSTS)
     if any(run.network is not None for run in runs):
         end = next(i for i, column in enumerate(columns) if column.title == "Downloaded") + 1
         columns = (*columns[:end], *NETWORK_COLUMNS, *columns[end:])
@@ -302,18 +356,36 @@ def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
     return (columns[0], epsilon, *columns[1:])
 
 
-_MEASURES: tuple[tuple[str, Callable[[Row], Statistic | None]], ...] = (
-    ("test_accuracy", lambda row: row.test_accuracy),
-    ("macro_f1", lambda row: row.macro_f1),
-    ("worst_client_accuracy", lambda row: row.worst_client_accuracy),
-    ("accuracy_at_best_validation", lambda row: row.accuracy_at_best_validation),
-    ("bytes_up", lambda row: row.bytes_up),
-    ("bytes_down", lambda row: row.bytes_down),
-    ("client_s", lambda row: row.client_s),
-    ("server_s", lambda row: row.server_s),
-    ("epsilon", lambda row: row.epsilon),
-    ("network_bytes_up", lambda row: row.network_bytes_up),
-    ("network_bytes_down", lambda row: row.network_bytes_down),
+def key_on_test(name: str) -> str:
+    """Where programs find a score on test; macro-F1 under the key that it had before others."""
+    return name if name == MACRO_F1.name else f"test_{name}"
+
+
+def measures(row: Row | None, scores: Scores) -> dict[str, Statistic | None]:
+    """A row's figures for programs, by key.
+
+    Args:
+        row: Of one method; None for one that has no figures.
+        scores: Of all rows beside it, so that they have the same keys.
+    """
+    test: Mapping[str, Statistic | None] = row.test if row else {}
+    primary = scores.primary.name
+    return {
+        **{key_on_test(score.name): test.get(score.name) for score in scores},
+        f"worst_client_{primary}": row.worst_client if row else None,
+        f"{primary}_at_best_validation": row.at_best_validation if row else None,
+        **{name: getattr(row, name) if row else None for name in _COST_MEASURES},
+    }
+
+
+_COST_MEASURES = (
+    "bytes_up",
+    "bytes_down",
+    "client_s",
+    "server_s",
+    "epsilon",
+    "network_bytes_up",
+    "network_bytes_down",
 )
 
 
@@ -338,7 +410,9 @@ def to_csv(rows: Sequence[Row]) -> str:
     """The table as CSV at full precision; a deviation is empty where there is one seed."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    measures = [f"{name}_{part}" for name, _ in _MEASURES for part in ("mean", "std")]
+    scores = judged_by(run for row in rows for run in row.method.runs)
+    figures = [measures(row, scores) for row in rows]
+    heads = [f"{name}_{part}" for name in figures[0] for part in ("mean", "std")]
     writer.writerow(
         [
             "method",
@@ -346,17 +420,16 @@ def to_csv(rows: Sequence[Row]) -> str:
             "sends_raw_images",
             "attack",
             "seeds",
-            *measures,
+            *heads,
             "best_rounds",
             "rounds",
             "privacy_unit",
             "privacy_delta",
         ]
     )
-    for row in rows:
+    for row, values in zip(rows, figures, strict=True):
         cells: list[str] = []
-        for _, measure in _MEASURES:
-            value = measure(row)
+        for value in values.values():
             cells.append("" if value is None else repr(value.mean))
             cells.append("" if value is None or value.std is None else repr(value.std))
         method = row.method

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import paired
 from benchmarks.__main__ import main
 from benchmarks.paired import Outcome, half_interval, table
+from core.scores import ACCURACY, Score
 
 SUITE = """
 seeds = [0, 1]
@@ -35,10 +36,20 @@ def test_differences_are_taken_within_a_seed() -> None:
         ("s", "exact"): {k: Outcome(a, 4.0) for k, a in enumerate((0.50, 0.60, 0.70))},
         ("s", "pool"): {k: Outcome(a, 1.0) for k, a in enumerate((0.51, 0.62, 0.73))},
     }
-    exact, pool = (row.strip("| ").split(" | ") for row in table(found, "exact").splitlines()[2:])
+    exact, pool = (
+        row.strip("| ").split(" | ") for row in table(found, "exact", ACCURACY).splitlines()[2:]
+    )
     assert exact == ["s", "exact", "60.00 ± 10.00", "50.00, 60.00, 70.00", "-", "-", "4.00"]
     # t of 2 degrees at 97.5% is 4.3027, and the deviation of 1, 2, 3 is 1: 4.3027 / sqrt(3).
     assert pool[4:] == ["+2.00", "-0.48 to +4.48", "1.00"]
+
+
+def test_plain_numbers_are_not_told_as_percent() -> None:
+    psnr = Score("psnr", "PSNR", is_percent=False)
+    found = {("s", m): {0: Outcome(v, 1.0)} for m, v in (("exact", 30.5), ("pool", 31.75))}
+    head, _, _, pool = table(found, "exact", psnr).splitlines()
+    assert head.startswith("| setting | method | test PSNR | by seed | minus exact | 95% interval")
+    assert pool.split(" | ")[3:5] == ["31.75", "+1.25"]
 
 
 def test_one_seed_tells_nothing_about_the_spread() -> None:
@@ -68,5 +79,6 @@ def test_runs_of_a_suite_are_read(
     assert asked("one") == 0
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split(" | ")[1] for row in rows] == ["one", "slow"]
-    found = paired.outcomes(path)
+    found, score = paired.outcomes(path)
+    assert score == ACCURACY
     assert all(0 < one.client_s < 60 for by_seed in found.values() for one in by_seed.values())

@@ -30,6 +30,7 @@ from core.records import RunFolder
 from experiments.suite import parse_suite
 from pairing.configuration import config_keys, parse_config
 from strategies.table import STRATEGIES
+from tests.unit.report.conftest import make_retrieval, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -109,6 +110,19 @@ def test_a_run_whose_record_lacks_its_status_is_refused(tmp_path: Path, record: 
     assert str(folder.path / "run.json") in result.stderr
     assert "Traceback" not in result.stderr
     assert (folder.path / "run.json").read_text() == record
+
+
+def test_the_figures_of_a_run_are_told_by_its_scores(tmp_path: Path) -> None:
+    images = cli.main.ran(write_run(tmp_path, "fedavg", rounds=1), report=False).value
+    assert images["test"].keys() == {"accuracy", "macro_f1", "loss"}
+    assert 0 < images["worst_client_accuracy"] <= images["test"]["accuracy"]
+    path = make_retrieval(write_run(tmp_path, "fedprox", rounds=1), [0.1, 0.25])
+    videos = cli.main.ran(path, report=False)
+    assert videos.value["test"].items() >= {"recall_at_1": 0.25, "median_rank": 4.0}.items()
+    assert videos.value["worst_client_recall_at_1"] is None
+    assert "accurac" not in videos.text + json.dumps(videos.value)
+    (method,) = json.loads(tessera("report", str(path), "--json").stdout)["methods"]
+    assert method["test_recall_at_1"] == {"mean": 0.25, "std": None}
 
 
 def test_version() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 from core.config import RunConfig
 from core.errors import RecordError
 from core.records import SCHEMA_VERSION, EvaluationRecord, RoundRecord, RunFolder
+from core.scores import CLASSIFICATION, Scores
 from data.partition import Partition
 from experiments import execution
 from experiments import run as running
+from experiments.suite import SuiteRun
 from report.comparison import Entry
 from server.app import run_folder_of
 from server.progress import Progress
@@ -97,6 +100,7 @@ class FakeRuns:
         cannot_go_on: Names of runs that `resume` refuses.
         calls: What was done, such as "run a-seed0" and "resume a-seed0".
         planned: Names of the runs that were checked before the start.
+        scores: By name, what such a run would be judged by; the others by those of classification.
         compared: What the comparison was last written of.
         notes: Its notes.
         labels: What the report was last told to call methods.
@@ -110,11 +114,18 @@ class FakeRuns:
         self.cannot_go_on: set[str] = set()
         self.calls: list[str] = []
         self.planned: list[str] = []
+        self.scores: dict[str, Scores] = {}
         self.compared: Sequence[Entry] = ()
         self.notes: Sequence[str] = ()
         self.labels: Mapping[Path, str] = {}
         self.seconds = 0.0
         self._configs: dict[Path, RunConfig] = {}
+
+    def plan(self, runs: Iterable[SuiteRun]) -> list[Any]:
+        """In place of `experiments.suite.plan_suite`."""
+        names = [run.name for run in runs]
+        self.planned += names
+        return [SimpleNamespace(scores=self.scores.get(name, CLASSIFICATION)) for name in names]
 
     def run(self, config: RunConfig, progress: Progress, *, keep_data: bool = False) -> Path:
         self.calls.append(f"run {config.name}")
@@ -164,10 +175,15 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
     fake = FakeRuns()
 
     def write_comparison(
-        entries: Sequence[Entry], folder: Path, *, notes: Sequence[str], **options: Any
+        entries: Sequence[Entry],
+        folder: Path,
+        *,
+        notes: Sequence[str],
+        scores: Scores,
+        **options: Any,
     ) -> list[Path]:
         fake.compared, fake.notes = entries, notes
-        (folder / "comparison.md").write_text(json.dumps(options))
+        (folder / "comparison.md").write_text(json.dumps([scores.names, options]))
         return [folder / "comparison.md"]
 
     def write_report(runs: Sequence[Path], out: Path, labels: Mapping[Path, str]) -> Path:
@@ -177,9 +193,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
 
     monkeypatch.setattr(running, "run", fake.run)
     monkeypatch.setattr(running, "resume", fake.resume)
-    monkeypatch.setattr(
-        execution, "plan_suite", lambda runs: fake.planned.extend(run.name for run in runs)
-    )
+    monkeypatch.setattr(execution, "plan_suite", fake.plan)
     monkeypatch.setattr(execution, "write_comparison", write_comparison)
     monkeypatch.setattr(execution, "write_report", write_report)
     return fake

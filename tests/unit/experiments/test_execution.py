@@ -15,6 +15,7 @@ from filelock import FileLock
 from core.config import RunConfig
 from core.errors import BusyError, ConfigError, DivergedError, RecordError, RunError
 from core.records import RoundRecord, RunFolder
+from core.scores import Score, Scores
 from experiments.execution import Step, SuiteResult, run_suite
 from experiments.suite import parse_suite
 from report.loading import load_run
@@ -584,6 +585,15 @@ def test_what_is_refused_is_told_before_anything_is_written(
 
     monkeypatch.setattr("experiments.execution.plan_suite", refuse)
     with pytest.raises(RunError, match="device"):
+        study.run()
+    assert study.fake.took() == []
+    assert not study.folder.exists()
+
+
+def test_methods_of_unlike_scores_are_refused_before_anything_is_written(study: Study) -> None:
+    videos = Scores([Score("recall_at_1", "R@1", is_percent=True)])
+    study.fake.scores["dm-iid-seed0"] = videos
+    with pytest.raises(ConfigError, match=r"is judged by .*dm-iid-seed0 by R@1"):
         study.run()
     assert study.fake.took() == []
     assert not study.folder.exists()

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,14 @@ from hypothesis import strategies as st
 
 from core.config import SinksConfig
 from core.errors import ConfigError, DataError, Problem
+from core.records import RunFolder
+from core.scores import CLASSIFICATION, Score, Scores
 from experiments.suite import (
     Found,
     Suite,
     SuiteRun,
+    Target,
+    judged_by,
     parse_suite,
     plan_suite,
     read_suite,
@@ -191,9 +196,10 @@ def test_a_bad_value_of_a_grid_is_told_with_its_table() -> None:
 
 
 def test_a_target_accuracy() -> None:
-    assert suite().target_accuracy is None
-    assert suite(**{"target-accuracy": 0.9}).target_accuracy == 0.9
-    assert suite(**{"target-accuracy": 1}).target_accuracy == 1.0
+    assert suite().target is None
+    assert suite(**{"target-accuracy": 0.9}).target == Target("target-accuracy", 0.9)
+    assert suite(**{"target-accuracy": 1}).target == Target("target-accuracy", 1.0)
+    assert suite(**{"target-score": 12}).target == Target("target-score", 12.0)
 
 
 def test_a_run_that_sends_raw_images_says_so_in_its_title() -> None:
@@ -267,7 +273,14 @@ def test_every_problem_of_every_run_is_told_at_once_with_its_table() -> None:
         ({"methods": [{**METHODS[0], "choose": "x"}]}, "methods.sync.choose", "no such key"),
         ({"methods": METHODS, "target-accuracy": 90}, "target-accuracy", "at most 1"),
         ({"methods": METHODS, "target-accuracy": 0}, "target-accuracy", "above 0"),
-        ({"methods": METHODS, "target-accuracy": True}, "target-accuracy", "share"),
+        ({"methods": METHODS, "target-accuracy": True}, "target-accuracy", "a number"),
+        ({"methods": METHODS, "target-score": "high"}, "target-score", "a number"),
+        ({"methods": METHODS, "target-score": math.inf}, "target-score", "a number"),
+        (
+            {"methods": METHODS, "target-score": 0.9, "target-accuracy": 0.9},
+            "target-score",
+            "give one of them",
+        ),
         ({"methods": METHODS, "tuning": {}}, "tuning", "no method has a grid"),
         ({"methods": [GRID]}, "tuning", "avg has a grid; say where"),
         ({"methods": [GRID], "tuning": 3}, "tuning", "table"),
@@ -455,6 +468,62 @@ def test_predictions_come_in_the_order_of_the_runs() -> None:
     plans = plan_suite(parsed.runs)
     assert [plan.config for plan in plans] == [run.config for run in parsed.runs]
     assert all(plan.predicted.total_up > 0 for plan in plans)
+
+
+RETRIEVAL = Scores([Score("recall_at_1", "R@1", is_percent=True)])
+LOUDNESS = Scores([Score("psnr", "PSNR", is_percent=False)])
+
+
+def plans_of(*scores: Scores) -> list[Any]:
+    return [SimpleNamespace(scores=one) for one in scores]
+
+
+def test_the_runs_of_a_suite_are_judged_by_one_primary_score() -> None:
+    parsed = suite()
+    more = Scores([*CLASSIFICATION, *RETRIEVAL])
+    assert judged_by(parsed, parsed.runs, plans_of(CLASSIFICATION, more)) == more
+    with pytest.raises(ConfigError) as caught:
+        judged_by(parsed, parsed.runs, plans_of(CLASSIFICATION, RETRIEVAL))
+    (problem,) = caught.value.problems
+    assert problem.rule == (
+        "sync-seed0 is judged by accuracy (accuracy), and prox-seed0 by R@1 (recall_at_1), which "
+        "do not compare; put them apart"
+    )
+
+
+def test_what_is_on_record_must_be_judged_as_what_is_to_run(tmp_path: Path) -> None:
+    parsed = suite(base={"runs": str(tmp_path)})
+    done, to_do = parsed.runs
+    complete(done)
+    assert judged_by(parsed, [to_do], plans_of(CLASSIFICATION)) == CLASSIFICATION
+    with pytest.raises(ConfigError, match=r"prox-seed0 is judged by R@1 .* sync-seed0 by accuracy"):
+        judged_by(parsed, [to_do], plans_of(RETRIEVAL))
+    folder = RunFolder(done.folder)
+    folder.write_json("run", {**folder.read_json("run"), "identity": "another"})
+    assert judged_by(parsed, [to_do], plans_of(RETRIEVAL)) == RETRIEVAL
+
+
+@pytest.mark.parametrize(
+    ("target", "scores", "rule"),
+    [
+        ({"target-accuracy": 0.9}, RETRIEVAL, "the runs are judged by R@1; give target-score"),
+        ({"target-score": 30}, RETRIEVAL, "R@1 is a share: must be above 0 and at most 1"),
+        ({"target-accuracy": 0.9}, CLASSIFICATION, None),
+        ({"target-score": 0.9}, CLASSIFICATION, None),
+        ({"target-score": 30}, LOUDNESS, None),
+    ],
+)
+def test_a_target_is_of_the_score_that_runs_are_judged_by(
+    target: dict[str, float], scores: Scores, rule: str | None
+) -> None:
+    parsed = suite(**target)
+    if rule is None:
+        assert judged_by(parsed, parsed.runs, plans_of(scores, scores)) == scores
+        return
+    with pytest.raises(ConfigError) as caught:
+        judged_by(parsed, parsed.runs, plans_of(scores, scores))
+    (problem,) = caught.value.problems
+    assert problem.key == next(iter(target)) and rule in problem.rule
 
 
 def test_run_folders_in_a_folder_leave_out_those_moved_aside(tmp_path: Path) -> None:

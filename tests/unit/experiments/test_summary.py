@@ -11,14 +11,21 @@ from typing import Any
 
 import pytest
 
-from core.records import RoundRecord, RunFolder
-from core.scores import CLASSIFICATION
+from core.records import EvaluationRecord, RoundRecord, RunFolder
+from core.scores import CLASSIFICATION, Score, Scores
 from experiments.execution import SuiteResult
 from experiments.suite import SuiteRun, parse_suite
 from experiments.summary import Cell, summarise, to_json, to_text
 from experiments.tuning import Trial, Tried, Tuned
 from report.loading import LoadedRun, NoisedPrivacy, PrivacyStatement, SpentPrivacy
 from tests.unit.experiments.conftest import round_record
+
+RETRIEVAL = Scores(
+    [
+        Score("recall_at_1", "R@1", is_percent=True),
+        Score("median_rank", "median rank", is_percent=False, higher_is_better=False),
+    ]
+)
 
 Tests = Mapping[tuple[str, int], tuple[float, ...]]
 """Test accuracy of a method's run under a seed, by round from 1; validation is 0.01 less."""
@@ -75,6 +82,7 @@ def result(tests: Tests, **tables: object) -> SuiteResult:
     ]
     return SuiteResult(
         suite,
+        CLASSIFICATION,
         (Tuned(tuning, tuple(tried)),),
         runs=tuple((run, one) for run, one in runs if one.finished),
         unfinished=tuple((run, one) for run, one in runs if not one.finished),
@@ -107,9 +115,9 @@ def json_by_method(found: SuiteResult) -> dict[str, dict[str, Any]]:
 def test_figures_are_mean_and_sample_deviation_over_seeds() -> None:
     row = by_method(summarise(result(COMPLETE)))["dm"].row
     assert row is not None
-    assert row.test_accuracy is not None
-    assert row.test_accuracy.mean == pytest.approx(0.42)
-    assert row.test_accuracy.std == pytest.approx(0.04 / 2**0.5)
+    assert row.primary is not None
+    assert row.primary.mean == pytest.approx(0.42)
+    assert row.primary.std == pytest.approx(0.04 / 2**0.5)
     assert row.bytes_up is not None
     assert (row.bytes_up.mean, row.bytes_up.std) == (3000, 0)
 
@@ -125,6 +133,58 @@ def test_what_was_tuned_is_told() -> None:
     assert values["avg"]["test_accuracy"]["mean"] == pytest.approx(0.124)
     assert values["avg"]["validation_accuracy"]["mean"] == pytest.approx(0.114)
     json.dumps(values, allow_nan=False)
+
+
+def as_retrieval(run: LoadedRun) -> LoadedRun:
+    """The same run of a workload without classes, whose median rank is 1 by its R@1."""
+
+    def judged(record: EvaluationRecord | None) -> EvaluationRecord | None:
+        if record is None:
+            return None
+        scores = {"recall_at_1": record.primary, "median_rank": 1 / record.primary}
+        return dataclasses.replace(record, scores=scores, per_class_accuracy=None, confusion=None)
+
+    rounds = tuple(
+        dataclasses.replace(
+            record,
+            validation=judged(record.validation),
+            test=judged(record.test),
+            client_scores=None,
+            worst_client_score=None,
+        )
+        for record in run.rounds
+    )
+    return dataclasses.replace(run, scores=RETRIEVAL, rounds=rounds)
+
+
+def test_another_workload_is_summed_up_by_its_own_scores() -> None:
+    found = result(COMPLETE, **{"target-score": 0.4})
+    runs = tuple((run, as_retrieval(one)) for run, one in found.runs)
+    found = dataclasses.replace(found, scores=RETRIEVAL, runs=runs)
+    text, value = to_text(found), json_by_method(found)["dm"]
+    assert "accurac" not in text + json.dumps(value)
+    assert "avg, tuned on seed 1: validation R@1 after the last round, %" in text
+    head = next(line for line in text.splitlines() if line.startswith("method"))
+    assert head.split() == ["method", "test,", "%", "uploaded", "client", "s"]
+    (row,) = [line for line in text.splitlines() if line.startswith("dm  ")][:1]
+    assert row.split()[1:4] == ["42.00", "±", "2.83"]
+    assert "to 40% test R@1" in text
+    assert value["test_recall_at_1"]["mean"] == pytest.approx(0.42)
+    assert value["test_median_rank"]["mean"] == pytest.approx((1 / 0.40 + 1 / 0.44) / 2)
+    assert value["validation_recall_at_1"]["mean"] == pytest.approx(0.41)
+    assert value["recall_at_1_at_best_validation"]["mean"] == pytest.approx(0.42)
+    assert value["worst_client_recall_at_1"] is None
+    assert value["target"]["test_recall_at_1"] == 0.4
+
+
+def test_the_keys_of_classification_are_what_they_were() -> None:
+    found = json_by_method(result(COMPLETE, **{"target-accuracy": 0.4}))["dm"]
+    assert found.keys() >= {
+        "validation_accuracy", "test_accuracy", "accuracy_at_best_validation", "best_rounds",
+        "worst_client_accuracy", "macro_f1", "bytes_up", "bytes_down", "client_s", "server_s",
+        "epsilon",
+    }  # fmt: skip
+    assert found["target"].keys() == {"test_accuracy", "seeds", "rounds", "bytes_up"}
 
 
 def test_the_cost_of_the_target_is_that_of_the_first_round_at_or_above_it() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.records import RoundRecord
+from core.scores import ACCURACY
 from experiments import tuning
 from experiments.suite import Suite, Tuning, parse_suite
 from experiments.tuning import Trial, Tried, Tuned, read_trial, sentences, to_json, to_text
@@ -140,10 +141,12 @@ def test_a_mishap_settles_nothing_and_is_told(tmp_path: Path) -> None:
     stuck = Tried(one.candidates[0], (ready, full))
     tuned = Tuned(one, (stuck, *(Tried(c, (ready, ready)) for c in one.candidates[1:])))
     assert (stuck.settled, tuned.settled, tuned.failed, tuned.winner) == (False,) * 3 + (None,)
-    assert "learning-rate=0.01  —  to be tried again: OSError: disk full\n" in to_text([tuned])
-    (told, _) = sentences(suite, [tuned])
+    assert "learning-rate=0.01  —  to be tried again: OSError: disk full\n" in to_text(
+        [tuned], ACCURACY
+    )
+    (told, _) = sentences(suite, [tuned], ACCURACY)
     assert told.endswith("not all been tried (learning-rate=0.01: OSError: disk full).")
-    (value,) = to_json([tuned])
+    (value,) = to_json([tuned], ACCURACY)
     assert [c["mishap"] for c in value["candidates"]] == ["OSError: disk full\ntrace", None, None]
     lost = Tried(one.candidates[0], (Trial(failure="DivergedError: no"), full))
     assert lost.settled, "it has lost whatever becomes of the other seed"
@@ -154,27 +157,27 @@ def test_methods_that_are_not_tuned_are_listed(tmp_path: Path) -> None:
     plain: list[object] = [{"label": label, "strategy": "fedavg"} for label in "abc"]
     suite = parse_suite({**value_of(tmp_path), "methods": [*plain, GRID]})
     tuned = tuned_to(suite.tunings[0], *[(0.5,)] * 3)
-    assert sentences(suite, [tuned])[-1] == "a, b, c were not tuned."
+    assert sentences(suite, [tuned], ACCURACY)[-1] == "a, b, c were not tuned."
 
 
 def test_what_is_told_of_the_choice(tmp_path: Path) -> None:
     suite = a_suite(tmp_path)
     (one,) = suite.tunings
     tuned = tuned_to(one, (0.5, 0.7), (0.81, 0.83), ("DivergedError: it diverged\nso it did", None))
-    text = to_text([tuned])
+    text = to_text([tuned], ACCURACY)
     assert text.splitlines() == [
         "avg, tuned on seeds 0, 1: validation accuracy after the last round, %",
         "  learning-rate=0.01  60.00 ± 14.14",
         "  learning-rate=0.1   82.00 ± 1.41  taken",
         "  learning-rate=1     failed: DivergedError: it diverged",
     ]
-    assert sentences(suite, [tuned]) == [
+    assert sentences(suite, [tuned], ACCURACY) == [
         "avg was tuned on seeds 0, 1 over 3 candidates (learning-rate 0.01, 0.1, 1): "
         "learning-rate=0.1 has the highest validation accuracy after the last round, "
         "82.00 ± 1.41 %. 1 of them failed.",
         "dm was not tuned.",
     ]
-    (value,) = to_json([tuned])
+    (value,) = to_json([tuned], ACCURACY)
     json.dumps(value, allow_nan=False)
     assert (value["method"], value["setting"], value["seeds"]) == ("avg", None, [0, 1])
     assert (value["winner"], value["keys"]) == ("learning-rate0.1", {"train.learning-rate": 0.1})
@@ -190,10 +193,10 @@ def test_what_is_told_where_there_is_no_choice(tmp_path: Path) -> None:
     suite = a_suite(tmp_path)
     (one,) = suite.tunings
     lost = tuned_to(one, *[("DivergedError: no", None)] * 3)
-    assert to_text([lost]).endswith("avg has no candidate left and is not run\n")
-    assert "all 3 candidates failed (DivergedError: no)" in sentences(suite, [lost])[0]
+    assert to_text([lost], ACCURACY).endswith("avg has no candidate left and is not run\n")
+    assert "all 3 candidates failed (DivergedError: no)" in sentences(suite, [lost], ACCURACY)[0]
     waiting = tuned_to(one, (0.5, 0.7), (None, None), (None, None))
-    assert "none is taken yet" in to_text([waiting])
-    assert "not all been tried" in sentences(suite, [waiting])[0]
-    assert tuning.to_json([waiting])[0]["winner"] is None
-    assert sentences(suite, []) == []
+    assert "none is taken yet" in to_text([waiting], ACCURACY)
+    assert "not all been tried" in sentences(suite, [waiting], ACCURACY)[0]
+    assert tuning.to_json([waiting], ACCURACY)[0]["winner"] is None
+    assert sentences(suite, [], ACCURACY) == []

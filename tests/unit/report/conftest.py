@@ -21,6 +21,7 @@ from core.records import (
     RoundRecord,
     RunFolder,
 )
+from core.scores import Score, Scores
 from data.partition import FailedAttempt, Partition
 from report.loading import LoadedRun, load_run
 
@@ -308,6 +309,42 @@ def judged_as(
         record["seconds"] |= {"client_sum": client_s * started, "server": 0.5 * started}
     (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return load_run(path)
+
+
+RETRIEVAL = Scores(
+    [
+        Score("recall_at_1", "R@1", is_percent=True),
+        Score("recall_at_5", "R@5", is_percent=True),
+        Score("median_rank", "median rank", is_percent=False, higher_is_better=False),
+    ]
+)
+
+
+def make_retrieval(
+    path: Path, recalls: Sequence[float], measured: Mapping[str, Sequence[float]] | None = None
+) -> Path:
+    """Make a run of a workload that has no classes of one that has.
+
+    Args:
+        path: The run folder, changed in place.
+        recalls: R@1 of each round on both splits; R@5 is twice that, the median rank 1 by it.
+        measured: What the server has on record of each round, by name.
+    """
+    run = json.loads((path / "run.json").read_text())
+    run |= {"scores": RETRIEVAL.to_json(), "class_names": []}
+    (path / "run.json").write_text(json.dumps(run))
+    lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    for number, (record, recall) in enumerate(zip(lines, recalls, strict=True)):
+        scores = dict(zip(RETRIEVAL.names, (recall, 2 * recall, 1 / recall), strict=True))
+        for split in ("validation", "test"):
+            record[split] |= {"scores": scores, "per_class_accuracy": None, "confusion": None}
+        record |= {"client_scores": None, "worst_client_score": None}
+        record["server"] = {name: values[number] for name, values in (measured or {}).items()}
+    (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partition = json.loads((path / "partition.json").read_text())
+    partition |= {"class_counts": [[len(held)] for held in partition["clients"]]}
+    (path / "partition.json").write_text(json.dumps(partition))
+    return path
 
 
 def make_private(

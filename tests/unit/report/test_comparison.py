@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from core.errors import RecordError
+from core.scores import CLASSIFICATION, Score
 from report import comparison
 from report.comparison import Entry, write_comparison
 from report.loading import LoadedRun, load_run, load_runs
-from tests.unit.report.conftest import judged_as, make_private
+from tests.unit.report.conftest import RETRIEVAL, judged_as, make_private, make_retrieval
 
 MakeRun = Callable[..., Path]
 Table = dict[str, dict[str, str]]
@@ -33,12 +34,15 @@ def tables_of(markdown: str) -> list[Table]:
     return tables
 
 
-def written(
-    entries: Iterable[Entry], folder: Path, target_accuracy: float | None = None
-) -> tuple[str, str]:
+def written(entries: Iterable[Entry], folder: Path, target: float | None = None) -> tuple[str, str]:
     """The Markdown and the LaTeX."""
     write_comparison(
-        list(entries), folder, title="A_title", target_accuracy=target_accuracy, notes=["50% note."]
+        list(entries),
+        folder,
+        title="A_title",
+        scores=CLASSIFICATION,
+        target=target,
+        notes=["50% note."],
     )
     return (folder / "comparison.md").read_text(), (folder / "comparison.tex").read_text()
 
@@ -170,13 +174,63 @@ def test_captions_say_what_is_left_out_only_where_it_happens(
     faulty = Entry("", "alone", (load_run(path),), 1)
     told = (
         "Client seconds leave out replies that were surplus; uploads leave out those that were",
-        "Accuracies of alone, the worst client's too, cover the clients that answered in that",
+        "Accuracy of alone, the worst client's too, covers the clients that answered in that",
         "Horizontal lines: ",
     )
     for entries, expected in ((plain, False), ([*plain, faulty], True)):
         markdown, latex = written(entries, tmp_path)
         for words in told:
             assert (words in markdown) == (words in latex) == expected, words
+
+
+def test_a_workload_without_classes_is_compared_by_its_own_scores(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    measured = {"sensitivity/crop": [0.5, 0.25], "sensitivity/color_jitter": [0.75, 0.5]}
+    paths = [make_run("fedavg", seed, rounds=1) for seed in (0, 1)]
+    runs = tuple(
+        load_run(make_retrieval(path, recalls, measured))
+        for path, recalls in zip(paths, ([0.1, 0.3], [0.1, 0.5]), strict=True)
+    )
+    write_comparison(
+        [Entry("msr", "avg", runs, 2), Entry("vtt", "avg", runs, 2)],
+        tmp_path, title="t", scores=RETRIEVAL, target=0.2, notes=[],
+    )  # fmt: skip
+    markdown = (tmp_path / "comparison.md").read_text()
+    scores, costs = tables_of(markdown)[:2]
+    assert scores["avg"] == {
+        "Seeds": "0, 1",
+        "Test R@1, %": "40.00 ± 14.14",
+        "R@5, %": "80.00 ± 28.28",
+        "Median rank": "2.67 ± 0.94",  # of 1 / 0.3 and 1 / 0.5
+        "At best validation, %": "40.00 ± 14.14",
+        "Best round": "1",
+    }
+    assert costs["avg"]["Reached 20%"] == "2 of 2 seeds"
+    assert "Test R@1, R@5 and median rank after the last round, mean" in markdown
+    assert "Of median rank lower is better." in markdown
+    assert "Worst client" not in markdown
+    assert "test R@1 of at least 20%" in markdown
+    files = {path.name for path in (tmp_path / "comparison").glob("*.svg")}
+    assert files == {
+        "final-recall-at-1.svg",
+        "curves-01-msr.svg",
+        "curves-02-vtt.svg",
+        "measured-01-msr-1-sensitivity.svg",
+        "measured-02-vtt-1-sensitivity.svg",
+    }
+    assert "![Sensitivity under msr against rounds](comparison/measured-01-msr-1-" in markdown
+    for text in (markdown, (tmp_path / "comparison.tex").read_text()):
+        assert "accurac" not in text.lower()
+
+
+def test_runs_of_unlike_primary_scores_are_not_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    images = load_run(make_run("fedavg", name="images", rounds=1))
+    videos = load_run(make_retrieval(make_run("fedavg", name="videos", rounds=1), [0.1, 0.3]))
+    entries = [Entry("", "a", (images,), 1), Entry("", "b", (videos,), 1)]
+    with pytest.raises(RecordError, match=r"images is judged by accuracy .* videos by R@1"):
+        written(entries, tmp_path)
+    assert not any(tmp_path.glob("comparison*"))
 
 
 def test_a_suite_without_any_complete_run_has_no_figure(tmp_path: Path) -> None:
@@ -245,7 +299,9 @@ def test_equal_records_give_equal_files(three_methods: list[Path], tmp_path: Pat
     ]
     contents = []
     for folder in (tmp_path / "one", tmp_path / "two"):
-        paths = write_comparison(entries, folder, title="t", target_accuracy=0.5, notes=[])
+        paths = write_comparison(
+            entries, folder, title="t", scores=CLASSIFICATION, target=0.5, notes=[]
+        )
         assert len(paths) == 2 + 2 * 3
         assert sorted(paths) == sorted(path for path in folder.rglob("*") if path.is_file())
         contents.append([path.read_bytes() for path in paths])
@@ -256,7 +312,9 @@ def test_a_place_that_cannot_be_written_to_is_named(make_run: MakeRun, tmp_path:
     (tmp_path / "file").write_text("")
     entry = Entry("", "feddm", (load_run(make_run(rounds=1)),), 1)
     with pytest.raises(RecordError, match=r"comparison\.md cannot be written"):
-        write_comparison([entry], tmp_path / "file", title="t", target_accuracy=None, notes=[])
+        write_comparison(
+            [entry], tmp_path / "file", title="t", scores=CLASSIFICATION, target=None, notes=[]
+        )
 
 
 Private = Callable[..., tuple[LoadedRun, ...]]
@@ -327,7 +385,8 @@ def test_the_figure_holds_the_points_of_the_records(
 ) -> None:
     drawn: list[tuple[Any, str]] = []
 
-    def keep(methods: Any, title: str) -> tuple[bytes, bytes]:
+    def keep(methods: Any, title: str, score: Score) -> tuple[bytes, bytes]:
+        assert score == CLASSIFICATION.primary
         drawn.append((methods, title))
         return b"<svg/>", b"%PDF"
 
@@ -338,7 +397,7 @@ def test_the_figure_holds_the_points_of_the_records(
     ]
     written(entries, tmp_path)
     (((one,), title),) = drawn
-    assert [(p.epsilon, p.accuracy.mean, p.budget) for p in one.points] == [
+    assert [(p.epsilon, p.score.mean, p.budget) for p in one.points] == [
         (pytest.approx(0.995), pytest.approx(0.45), 1.0),
         (pytest.approx(7.995), pytest.approx(0.75), 8.0),
     ]

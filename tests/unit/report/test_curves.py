@@ -24,7 +24,7 @@ def test_a_curve_is_the_mean_of_its_seeds(five_methods: list[Path]) -> None:
     trained = np.array([[r.seconds["client_sum"] for r in run.rounds] for run in runs])
     elapsed = np.array([[r.seconds["elapsed"] for r in run.rounds] for run in runs])
     assert points.rounds == [0, 1, 2, 3, 4]
-    np.testing.assert_allclose(points.accuracy, accuracy.mean(axis=0))
+    np.testing.assert_allclose(points.score, accuracy.mean(axis=0))
     np.testing.assert_allclose(points.std, accuracy.std(axis=0, ddof=1))
     np.testing.assert_allclose(points.lowest, accuracy.min(axis=0))
     np.testing.assert_allclose(points.highest, accuracy.max(axis=0))
@@ -36,7 +36,7 @@ def test_a_curve_is_the_mean_of_its_seeds(five_methods: list[Path]) -> None:
 def test_one_seed_has_no_spread(make_run: MakeRun) -> None:
     points = curve([load_run(make_run(rounds=2))])
     assert points.std == [0, 0, 0]
-    assert points.lowest == points.accuracy == points.highest
+    assert points.lowest == points.score == points.highest
 
 
 def test_a_curve_keeps_to_rounds_that_every_seed_evaluated(make_run: MakeRun) -> None:
@@ -64,7 +64,7 @@ def test_rounds_of_no_cost_are_left_out_together(make_run: MakeRun) -> None:
     points = curve([load_run(make_run("fedavg", rounds=3))])
     kept = points.where_positive(points.bytes_up)
     assert kept.rounds == [1, 2, 3]
-    assert kept.accuracy == points.accuracy[1:]
+    assert kept.score == points.score[1:]
     assert kept.client_s == points.client_s[1:]
     assert points.where_positive([0, 1, 0, 1]).rounds == [1, 3]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from core.scores import Score, Scores
 from report import figures
 from report.curves import curve
 from report.loading import load_runs
@@ -26,6 +28,20 @@ def lines(figure: figures.Figure) -> dict[str, dict[str, Any]]:
     return {trace["name"]: trace for trace in figure["data"] if "name" in trace}
 
 
+def as_plain_numbers(method: Method) -> Method:
+    """The same runs judged by a number that is no share, of the same values."""
+    psnr = Scores([Score("psnr", "PSNR", is_percent=False)])
+    runs = []
+    for run in method.runs:
+        rounds = []
+        for record in run.rounds:
+            assert record.test is not None
+            test = dataclasses.replace(record.test, scores={"psnr": record.test.primary})
+            rounds.append(dataclasses.replace(record, test=test))
+        runs.append(dataclasses.replace(run, scores=psnr, rounds=tuple(rounds)))
+    return dataclasses.replace(method, runs=tuple(runs))
+
+
 @pytest.fixture
 def methods(five_methods: list[Path]) -> tuple[Method, ...]:
     return methods_of(five_methods)
@@ -33,11 +49,11 @@ def methods(five_methods: list[Path]) -> tuple[Method, ...]:
 
 def every_figure(methods: tuple[Method, ...]) -> list[figures.Figure]:
     found = [
-        figures.accuracy_by_round(methods),
-        figures.accuracy_by_bytes(methods),
-        figures.accuracy_by_client_time(methods),
-        figures.accuracy_by_time(methods),
-        figures.client_accuracy(methods),
+        figures.score_by_round(methods),
+        figures.score_by_bytes(methods),
+        figures.score_by_client_time(methods),
+        figures.score_by_time(methods),
+        figures.client_scores(methods),
     ]
     for method in methods:
         run = method.runs[0]
@@ -59,44 +75,44 @@ def test_nothing_is_drawn_before_any_evaluation(make_run: MakeRun) -> None:
     methods = methods_of([path])
     assert figures.confusion(methods[0], ()) is None
     for figure in (
-        figures.accuracy_by_round(methods),
-        figures.accuracy_by_bytes(methods),
-        figures.accuracy_by_client_time(methods),
-        figures.accuracy_by_time(methods),
-        figures.client_accuracy(methods),
+        figures.score_by_round(methods),
+        figures.score_by_bytes(methods),
+        figures.score_by_client_time(methods),
+        figures.score_by_time(methods),
+        figures.client_scores(methods),
     ):
         assert figure["data"] == []
         go.Figure(figure)
 
 
 def test_every_line_shows_the_percentages_of_its_curve(methods: tuple[Method, ...]) -> None:
-    drawn = lines(figures.accuracy_by_round(methods))
+    drawn = lines(figures.score_by_round(methods))
     assert list(drawn) == [method.label for method in methods]
     for method in methods:
         means = curve(method.runs)
         assert drawn[method.label]["x"] == means.rounds
-        np.testing.assert_allclose(drawn[method.label]["y"], np.array(means.accuracy) * 100)
+        np.testing.assert_allclose(drawn[method.label]["y"], np.array(means.score) * 100)
 
 
 def test_several_seeds_have_a_band_and_one_has_none(make_run: MakeRun) -> None:
     several = methods_of([make_run("feddm", seed, rounds=3) for seed in (0, 1)])
-    band, line = figures.accuracy_by_round(several)["data"]
+    band, line = figures.score_by_round(several)["data"]
     means = curve(several[0].runs)
     np.testing.assert_allclose(band["y"][:4], np.array(means.highest) * 100)
     np.testing.assert_allclose(band["y"][4:], np.array(means.lowest[::-1]) * 100)
     assert line["x"] == [0, 1, 2, 3]
     one = methods_of([make_run("feddm", 5, rounds=3)])
-    assert len(figures.accuracy_by_round(one)["data"]) == 1
+    assert len(figures.score_by_round(one)["data"]) == 1
 
 
 def test_a_method_has_one_colour_in_all_plots(methods: tuple[Method, ...]) -> None:
     by_round, by_bytes, by_client_time, by_time = (
         {name: trace["line"]["color"] for name, trace in lines(figure).items()}
         for figure in (
-            figures.accuracy_by_round(methods),
-            figures.accuracy_by_bytes(methods),
-            figures.accuracy_by_client_time(methods),
-            figures.accuracy_by_time(methods),
+            figures.score_by_round(methods),
+            figures.score_by_bytes(methods),
+            figures.score_by_client_time(methods),
+            figures.score_by_time(methods),
         )
     )
     assert len(set(by_round.values())) == len(methods)
@@ -104,22 +120,22 @@ def test_a_method_has_one_colour_in_all_plots(methods: tuple[Method, ...]) -> No
     assert by_bytes.items() <= by_round.items()
     assert by_client_time == by_round
     assert {"local", "centralized"} == by_round.keys() - by_bytes.keys()
-    dots = figures.client_accuracy(methods)["data"][::2]
+    dots = figures.client_scores(methods)["data"][::2]
     assert [trace["marker"]["color"] for trace in dots] == list(by_round.values())
 
 
 def test_raw_images_are_dashed_and_say_that_they_are_not_private(
     methods: tuple[Method, ...],
 ) -> None:
-    for name, trace in lines(figures.accuracy_by_round(methods)).items():
+    for name, trace in lines(figures.score_by_round(methods)).items():
         raw = name == "real-images (not private)"
         assert (trace["line"]["dash"] == "dash") == raw
         assert ("not private" in trace["customdata"][0][0]) == raw
 
 
 def test_methods_that_upload_nothing_are_horizontal_lines(methods: tuple[Method, ...]) -> None:
-    layout = figures.accuracy_by_bytes(methods)["layout"]
-    levels = [100 * curve(method.runs).accuracy[-1] for method in methods[3:]]
+    layout = figures.score_by_bytes(methods)["layout"]
+    levels = [100 * curve(method.runs).score[-1] for method in methods[3:]]
     assert [shape["y0"] for shape in layout["shapes"]] == levels
     assert [shape["y1"] for shape in layout["shapes"]] == levels
     texts = [annotation["text"] for annotation in layout["annotations"]]
@@ -129,10 +145,10 @@ def test_methods_that_upload_nothing_are_horizontal_lines(methods: tuple[Method,
 def test_bytes_are_logarithmic_only_where_totals_lie_far_apart(
     methods: tuple[Method, ...], make_run: MakeRun
 ) -> None:
-    far = figures.accuracy_by_bytes(methods)
+    far = figures.score_by_bytes(methods)
     assert far["layout"]["xaxis"]["type"] == "log"
     near = methods_of([make_run("fedavg", 7), make_run("fedprox", 7)])
-    assert figures.accuracy_by_bytes(near)["layout"]["xaxis"]["type"] == "linear"
+    assert figures.score_by_bytes(near)["layout"]["xaxis"]["type"] == "linear"
     for trace in lines(far).values():
         assert min(trace["x"]) > 0
     ticks = far["layout"]["xaxis"]
@@ -147,12 +163,12 @@ def test_bytes_of_any_size_have_ticks(make_run: MakeRun, num_bytes: int) -> None
     for record in lines[1:]:
         record["bytes_up"] = num_bytes
     (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    axis = figures.accuracy_by_bytes(methods_of([path]))["layout"]["xaxis"]
+    axis = figures.score_by_bytes(methods_of([path]))["layout"]["xaxis"]
     assert axis["tickvals"][0] <= num_bytes <= 2 * num_bytes <= axis["tickvals"][-1]
 
 
 def test_the_worst_client_of_each_seed_is_ringed(methods: tuple[Method, ...]) -> None:
-    rings = figures.client_accuracy(methods)["data"][1::2]
+    rings = figures.client_scores(methods)["data"][1::2]
     for method, ring in zip(methods, rings, strict=True):
         finals = [run.final for run in method.runs if run.final]
         assert ring["x"] == [100 * (final.worst_client_score or 0) for final in finals]
@@ -237,13 +253,13 @@ def private_methods(make_run: MakeRun) -> tuple[Method, ...]:
 
 def test_points_lie_at_the_epsilon_on_record(make_run: MakeRun) -> None:
     methods = private_methods(make_run)
-    figure = figures.accuracy_by_epsilon(methods)
+    figure = figures.score_by_epsilon(methods)
     assert figure is not None
     go.Figure(figure)
     points = lines(figure)
     assert list(points) == [method.label for method in methods[:2]]
     for method, epsilon in zip(methods, (0.995, 7.995), strict=False):
-        (accuracy,) = curve(method.runs).accuracy[-1:]
+        (accuracy,) = curve(method.runs).score[-1:]
         assert points[method.label]["x"] == [epsilon]
         assert points[method.label]["y"] == [pytest.approx(100 * accuracy)]
         assert "error_y" not in points[method.label]
@@ -255,22 +271,22 @@ def test_points_lie_at_the_epsilon_on_record(make_run: MakeRun) -> None:
 
 def test_a_method_without_noise_is_a_dashed_line_and_never_a_point(make_run: MakeRun) -> None:
     methods = private_methods(make_run)
-    figure = figures.accuracy_by_epsilon(methods)
+    figure = figures.score_by_epsilon(methods)
     assert figure is not None
     (shape,) = figure["layout"]["shapes"]
     (note,) = figure["layout"]["annotations"]
-    level = 100 * curve(methods[2].runs).accuracy[-1]
+    level = 100 * curve(methods[2].runs).score[-1]
     assert shape["y0"] == shape["y1"] == pytest.approx(level)
     assert shape["line"]["dash"] == "dash"
     assert note["text"].startswith("fedprox, no noise ")
     assert "fedprox" not in lines(figure)
-    assert figures.accuracy_by_epsilon(methods[2:]) is None
+    assert figures.score_by_epsilon(methods[2:]) is None
 
 
 def test_seeds_are_whiskers_on_the_page(make_run: MakeRun) -> None:
     paths = [make_private(make_run("fedavg", seed, rounds=1), [0, 2.0]) for seed in (0, 1, 2)]
     (method,) = methods_of(paths)
-    figure = figures.accuracy_by_epsilon([method])
+    figure = figures.score_by_epsilon([method])
     assert figure is not None
     (point,) = figure["data"]
     means = curve(method.runs)
@@ -319,7 +335,7 @@ def test_beyond_a_number_of_clients_a_box_takes_the_place_of_dots(make_run: Make
     told = np.random.default_rng(0).uniform(0, 1, many).tolist()
     record = json.loads(last) | {"client_scores": told, "worst_client_score": min(told)}
     (path / "rounds.jsonl").write_text(f"{before}\n{json.dumps(record)}\n")
-    figure = figures.client_accuracy(methods_of([path]))
+    figure = figures.client_scores(methods_of([path]))
     go.Figure(figure)
     box, ring = figure["data"]
     assert box["type"] == "box" and len(json.dumps(figure)) < 5_000
@@ -339,3 +355,33 @@ def test_of_many_clients_the_first_are_shown(make_run: MakeRun) -> None:
     np.testing.assert_array_equal(figure["data"][0]["z"], run.partition.class_counts[:most])
     assert len(figure["data"][0]["customdata"]) == most
     assert figure["layout"]["height"] < 1_000
+
+
+def test_a_score_that_is_no_share_is_drawn_as_it_is(methods: tuple[Method, ...]) -> None:
+    plain = [as_plain_numbers(method) for method in methods]
+    for draw in (
+        figures.score_by_round,
+        figures.score_by_bytes,
+        figures.score_by_client_time,
+        figures.score_by_time,
+    ):
+        figure = draw(plain)
+        axis = figure["layout"]["yaxis"]
+        assert axis["ticksuffix"] == "" and "rangemode" not in axis
+        for name, trace in lines(figure).items():
+            assert max(trace["y"]) <= 1, name
+            assert "%{y:.4~g}%{customdata" in trace["hovertemplate"]
+    level = curve(methods[3].runs).score[-1]
+    drawn = figures.score_by_bytes(plain)["layout"]
+    assert drawn["shapes"][0]["y0"] == level
+    assert drawn["annotations"][0]["text"] == f"{methods[3].label} {level:.4g}"
+    clients = figures.client_scores(plain)["layout"]["xaxis"]
+    assert clients["title"]["text"] == "Client's expected PSNR" and "range" not in clients
+
+
+def test_clients_without_classes_are_bars(make_run: MakeRun) -> None:
+    (run,) = load_runs([make_run("fedavg", rounds=1)])
+    assert run.partition is not None
+    (bars,) = figures.partition_sizes(run.partition)["data"]
+    assert bars["y"] == [len(held) for held in run.partition.clients]
+    assert sum(bars["y"]) == run.partition.num_examples

@@ -19,7 +19,7 @@ from report.html import write_report
 from report.loading import load_runs
 from report.methods import compare
 from report.tables import result_rows, to_csv, to_markdown
-from tests.unit.report.conftest import judged_as, make_private
+from tests.unit.report.conftest import judged_as, make_private, make_retrieval
 
 MakeRun = Callable[..., Path]
 
@@ -91,8 +91,8 @@ def test_the_table_and_its_exports_are_the_records(
     (exports,) = (json.loads(text) for _, text in page.scripts if text.startswith('{"csv"'))
     assert exports == {"markdown": to_markdown(rows), "csv": to_csv(rows)}
     for row in rows:
-        assert row.test_accuracy is not None and row.test_accuracy.std is not None
-        mean, std = 100 * row.test_accuracy.mean, 100 * row.test_accuracy.std
+        assert row.primary is not None and row.primary.std is not None
+        mean, std = 100 * row.primary.mean, 100 * row.primary.std
         assert f"{mean:.2f} ± {std:.2f}" in page.prose
 
 
@@ -336,7 +336,7 @@ def test_what_figures_leave_out_is_said_only_where_it_happens(
     (faulty / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prose = Page(report([*plain, faulty], tmp_path)).prose
     assert "Client seconds leave out replies that were refused or late; uploads leave out" in prose
-    assert "Accuracies of local, the worst client's too, cover the clients that answered" in prose
+    assert "Accuracy of local, the worst client's too, covers the clients that answered" in prose
     assert "Clients that did not answer then have no dot." in prose
 
 
@@ -454,7 +454,7 @@ def test_the_privacy_section_of_private_runs(make_run: MakeRun, tmp_path: Path) 
     text = report([private, make_run("fedprox", rounds=2)], tmp_path)
     page = Page(text)
     ids = {attrs.get("id") for tag, attrs in page.tags if tag == "div"}
-    assert {"plot-epsilon-accuracy", "plot-epsilon-0", "plot-signal"} <= ids
+    assert {"plot-epsilon-score", "plot-epsilon-0", "plot-signal"} <= ids
     for told in (
         "Epsilon of one round", "Epsilon of the whole run", "0.625", "2.5", "0.875, 4.625",
         "Epsilon of the whole run for one example, at delta 1e-05: fedavg 2.5.",
@@ -473,7 +473,7 @@ def test_unlike_epsilons_share_no_axis_and_the_page_says_why(
     )
     page = Page(report([example, client], tmp_path))
     ids = {attrs.get("id") for tag, attrs in page.tags if tag == "div"}
-    assert "plot-epsilon-accuracy" not in ids
+    assert "plot-epsilon-score" not in ids
     assert {"plot-epsilon-0", "plot-epsilon-1"} <= ids  # each unit has an axis of its own
     assert (
         "these epsilons do not compare: that for one example at delta 1e-05 of fedavg; that for "
@@ -495,11 +495,99 @@ def test_refused_epsilon_is_no_number_anywhere(make_run: MakeRun, tmp_path: Path
     )
     page = Page(report([path], tmp_path))
     ids = {attrs.get("id") for tag, attrs in page.tags if tag == "div"}
-    assert not {"plot-epsilon-accuracy", "plot-epsilon-0", "plot-signal"} & ids
+    assert not {"plot-epsilon-score", "plot-epsilon-0", "plot-signal"} & ids
     assert page.prose.count("refused: seeded noise") >= 2
 
 
+def test_a_workload_without_classes_is_told_by_its_own_scores(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    paths = [
+        make_retrieval(make_run("fedavg", 0, rounds=2), [0.1, 0.2, 0.3]),
+        make_retrieval(make_run("fedavg", 1, rounds=2), [0.1, 0.4, 0.5]),
+        make_retrieval(make_run("fedprox", 0, rounds=2), [0.1, 0.2, 0.25]),
+    ]
+    text = report(paths, tmp_path).replace(get_plotlyjs(), "")
+    assert "accurac" not in text.lower()
+    page = Page(text)
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert not ids & {"classes", "clients", "measured", "plot-clients", "plot-confusion-0"}
+    links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    assert "#clients" not in links and "#measured" not in links
+    heads = re.findall(r'<th scope="col">([^<]*)</th>', text)[:7]
+    assert [head.replace("\u00a0", " ") for head in heads] == [
+        "Method", "Seeds", "Test R@1, %", "R@5, %", "Median rank", "At best validation, %",
+        "Best round",
+    ]  # fmt: skip
+    assert "fedavg 0, 1 40.00 ± 14.14 80.00 ± 28.28 2.67 ± 0.94 40.00 ± 14.14 2 " in page.prose
+    assert "fedprox 0 25.00 50.00 4.00 25.00 2 " in page.prose
+    assert "Test R@1 at the last evaluated round: fedavg 40.0 ± 14.1% and fedprox 25.0%." in (
+        page.prose.replace("\u00a0", " ")
+    )
+    assert (
+        "R@1, R@5 and median rank are of the last evaluated round, on the test set. Of median rank "
+        "lower is better. “At best validation” is the test R@1 of each seed"
+    ) in page.prose
+    assert "How many training examples each client holds." in page.prose
+    alts = [attrs["aria-label"] or "" for _, attrs in page.tags if attrs.get("role") == "img"]
+    assert len([alt for alt in alts if alt.startswith("Line plot of test R@1 against")]) == 4
+    assert "Bar chart of examples per client." in alts
+
+
+def test_runs_of_unlike_primary_scores_do_not_share_a_page(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    images = make_run("fedavg", name="images", rounds=1)
+    videos = make_retrieval(make_run("fedavg", name="videos", rounds=1), [0.1, 0.2])
+    with pytest.raises(
+        RecordError,
+        match=r"images is judged by accuracy \(accuracy\), and videos by R@1 \(recall_at_1\)",
+    ):
+        report([images, videos], tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_what_the_workload_measured_has_a_plot_for_each_method_and_family(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    measured = {
+        "sensitivity/crop": [0.5, 0.25, 0.125],
+        "sensitivity/color_jitter": [0.75, 0.5, 0.4375],
+        "loss/crop": [3.0, 2.0, 1.0],
+        "displacement": [0.0, 1.0, 1.0],
+    }
+    both = {name: values for name, values in measured.items() if name != "loss/crop"}
+    paths = [
+        make_retrieval(make_run("fedavg", rounds=2), [0.1, 0.2, 0.3], measured),
+        make_retrieval(make_run("fedprox", rounds=2), [0.1, 0.2, 0.3], both),
+    ]
+    page = Page(report(paths, tmp_path))
+    plots = {
+        attrs["id"]: attrs["aria-label"]
+        for _, attrs in page.tags
+        if (attrs.get("id") or "").startswith("plot-measured")
+    }
+    assert plots == {
+        f"plot-measured-{place}": f"Line plot of {family} against communication rounds in "
+        f"{method}, with lines for {members}. The last values are in the table below."
+        for place, family, method, members in (
+            ("0-0", "sensitivity", "fedavg", "crop and color jitter"),
+            ("0-1", "sensitivity", "fedprox", "crop and color jitter"),
+            ("1-0", "loss", "fedavg", "crop"),
+        )
+    }
+    section = page.prose.partition("What the workload measured")[2]
+    assert "Sensitivity in the last round crop color jitter fedavg 0.125 0.4375 fedprox" in section
+    assert "Loss in the last round crop fedavg 1 " in section
+    assert "#measured" in [attrs.get("href") for _, attrs in page.tags]
+
+
 def test_what_is_left_out_of_many_clients_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    bare = make_retrieval(
+        make_run("fedavg", rounds=1, name="bare", clients=MOST_ROWS + 20), [0.1, 0.2]
+    )
+    page = write_report([bare], tmp_path / "bare.html").read_text()
+    assert "all of them hold" in page and " examples, on average 10." in page  # 1,200 by 120
     few = write_report([make_run("fedavg", rounds=1)], tmp_path / "few.html").read_text()
     many = make_run("fedavg", rounds=1, name="many", clients=MOST_ROWS + 20)
     page = write_report([many], tmp_path / "many.html").read_text()

@@ -16,7 +16,7 @@ from core.records import RunFolder
 from core.scores import CLASSIFICATION
 from report.loading import Resumption, load_run, load_runs, read_tesserae
 from report.methods import compare
-from tests.unit.report.conftest import make_private
+from tests.unit.report.conftest import RETRIEVAL, make_private, make_retrieval
 
 MakeRun = Callable[..., Path]
 
@@ -96,6 +96,17 @@ def test_a_run_of_schema_2_is_read(make_run: MakeRun) -> None:
     older = load_run(path)
     assert older.rounds == newer.rounds
     assert older.scores == CLASSIFICATION
+
+
+def test_a_run_without_classes_is_read(make_run: MakeRun) -> None:
+    path = make_retrieval(make_run("fedavg", rounds=1), [0.1, 0.25])
+    run = load_run(path)
+    assert run.scores == RETRIEVAL
+    assert not run.has_classes and not run.tells_clients_apart
+    assert run.final is not None and run.final.test is not None
+    assert run.final.test.scores == {"recall_at_1": 0.25, "recall_at_5": 0.5, "median_rank": 4.0}
+    classified = load_run(make_run("fedprox", rounds=1))
+    assert classified.has_classes and classified.tells_clients_apart
 
 
 def test_an_older_run_and_a_newer_of_equal_settings_are_one_method(make_run: MakeRun) -> None:
@@ -232,6 +243,8 @@ def test_a_missing_or_damaged_file_is_named(
         {"started": "yesterday"},
         {"class_names": ["just one"]},
         {"class_names": "0123456789"},
+        {"scores": []},
+        {"scores": [{"name": "accuracy"}]},
         {"resumed": 3},
         {"resumed": [{"at": "2026-11-21T10:00:00+00:00"}]},
         {"resumed": [{"after_round": 1, "at": "2026-11-21T10:00:00+00:00", "changed": "torch"}]},
@@ -268,6 +281,15 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
     "client scores": lambda record: record["client_scores"].append("high"),
     "worst client": lambda record: record.update(worst_client_score="low"),
     "accuracy or macro-F1 on test": lambda record: record["test"]["scores"].update(accuracy="high"),
+    "scores on test are accuracy; run.json names accuracy, macro_f1": (
+        lambda record: record["test"]["scores"].pop("macro_f1")
+    ),
+    "scores on validation are macro_f1, accuracy": lambda record: record["validation"].update(
+        scores=dict(reversed(record["validation"]["scores"].items()))
+    ),
+    "of per-class figures and the confusion matrix on test one is missing": (
+        lambda record: record["test"].update(confusion=None)
+    ),
     "confusion matrix on validation": lambda record: record["validation"]["confusion"].pop(),
     "per-class figures on test": lambda record: record["test"]["confusion"][0].__setitem__(0, "x"),
 }

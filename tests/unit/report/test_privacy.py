@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from report.loading import load_run
+from core.scores import ACCURACY, Score
+from report.loading import LoadedRun, load_run
 from report.methods import compare
 from report.privacy import (
     PRIVACY_COLUMNS,
@@ -33,8 +34,8 @@ def test_the_point_is_what_is_on_record_and_not_the_budget(make_run: MakeRun) ->
     point = epsilon_point(runs)
     assert point is not None
     assert point.epsilon == pytest.approx(3.6)
-    assert point.accuracy.mean == pytest.approx(0.7)
-    assert point.accuracy.std == pytest.approx(0.1 * 2**0.5)
+    assert point.score.mean == pytest.approx(0.7)
+    assert point.score.std == pytest.approx(0.1 * 2**0.5)
     assert (point.lowest, point.highest, point.budget) == (0.6, 0.8, 4.0)
 
 
@@ -50,17 +51,21 @@ def test_no_point_without_noise_or_where_epsilon_is_refused(make_run: MakeRun) -
 
 
 def test_unlike_units_and_deltas_do_not_compare(make_run: MakeRun) -> None:
-    def run(name: str, unit: str, delta: float) -> tuple[str, list[object]]:
+    def run(name: str, unit: str, delta: float) -> tuple[str, list[LoadedRun]]:
         path = make_run("fedavg", rounds=1, name=name)
         return name, [load_run(make_private(path, [0, 1.0], unit=unit, delta=delta))]
 
     a, b = run("A", "example", 1e-5), run("B", "example", 1e-5)
     client, other = run("Client", "client", 1e-5), run("Other", "example", 1e-4)
     plain = ("plain", [load_run(make_run("fedavg", rounds=1, name="plain"))])
-    assert unlike_terms([a, b, plain]) == ""  # type: ignore[list-item]
-    told = unlike_terms([a, client, b])  # type: ignore[list-item]
+    assert unlike_terms([a, b, plain], ACCURACY) == ""
+    told = unlike_terms([a, client, b], ACCURACY)
+    assert told.startswith("Accuracy is not drawn against epsilon, because these epsilons")
     assert "that for one example at delta 1e-05 of A and B; that for one client" in told
-    assert "that for one example at delta 0.0001 of Other" in unlike_terms([a, other])  # type: ignore[list-item]
+    recall = Score("recall_at_1", "R@1", is_percent=True)
+    told = unlike_terms([a, other], recall)
+    assert told.startswith("R@1 is not drawn against epsilon")
+    assert "that for one example at delta 0.0001 of Other" in told
 
 
 def test_the_course_is_the_largest_client_and_one_never_asked_spends_nothing(

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 
+from core.scores import ACCURACY, Score
 from report import static_figures
 from report.curves import curve
 from report.loading import LoadedRun, load_run, load_runs
@@ -22,7 +23,7 @@ from report.static_figures import (
     Series,
     draw_against_epsilon,
     draw_curves,
-    draw_final_accuracies,
+    draw_final_scores,
 )
 from report.tables import Statistic
 
@@ -65,16 +66,16 @@ def series_of(paths: list[Path]) -> list[Series]:
 
 def test_lines_and_bands_are_the_curves(five_methods: list[Path], drawn: list[Figure]) -> None:
     series = series_of(five_methods)
-    draw_curves(series, list(Panel), "")
+    draw_curves(series, list(Panel), "", ACCURACY)
     by_round, by_bytes, by_seconds = map(_Drawn, drawn[0].axes)
     for number, one in enumerate(series):
         points = curve(one.runs)
         x, y = by_round.lines[number]
         np.testing.assert_array_equal(x, points.rounds)
-        np.testing.assert_allclose(y, 100 * np.array(points.accuracy))
+        np.testing.assert_allclose(y, 100 * np.array(points.score))
         band = by_round.bands[number]
-        highest = np.array(points.accuracy) + np.array(points.std)
-        lowest = np.array(points.accuracy) - np.array(points.std)
+        highest = np.array(points.score) + np.array(points.std)
+        lowest = np.array(points.score) - np.array(points.std)
         assert band.max(axis=0)[1] == pytest.approx(100 * highest.max())
         assert band.min(axis=0)[1] == pytest.approx(100 * lowest.min())
         assert by_round.colours[number] == to_rgba(one.colour)
@@ -87,20 +88,33 @@ def test_lines_and_bands_are_the_curves(five_methods: list[Path], drawn: list[Fi
     )  # fmt: skip
 
 
+def test_only_a_share_is_drawn_as_percent(five_methods: list[Path], drawn: list[Figure]) -> None:
+    series = series_of(five_methods)[:1]
+    psnr = Score("psnr", "PSNR", is_percent=False)
+    draw_curves(series, [Panel.ROUNDS, Panel.BYTES_UP], "", psnr)
+    draw_final_scores(["a"], series, {(0, series[0].name): Statistic(131.5, 2.0)}, psnr)
+    by_round, bars = drawn[0].axes[0], drawn[1].axes[0]
+    np.testing.assert_allclose(_Drawn(by_round).lines[0][1], np.array(curve(series[0].runs).score))
+    assert by_round.get_ylabel() == bars.get_ylabel() == "Test PSNR"
+    assert bars.get_ylim()[1] > 131.5
+    draw_curves(series, [Panel.ROUNDS, Panel.BYTES_UP], "", ACCURACY)
+    assert drawn[2].axes[0].get_ylabel() == "Test accuracy, %"
+
+
 def test_methods_without_the_cost_are_horizontal(
     five_methods: list[Path], drawn: list[Figure]
 ) -> None:
     series = series_of(five_methods)
-    draw_curves(series, [Panel.ROUNDS, Panel.BYTES_UP], "")
+    draw_curves(series, [Panel.ROUNDS, Panel.BYTES_UP], "", ACCURACY)
     lines = _Drawn(drawn[0].axes[1]).lines
     assert len(lines) == 3 + 2 * 2  # a level and a marker for each of local and centralized
     for place, one in enumerate(series[3:]):
-        level = 100 * curve(one.runs).accuracy[-1]
+        level = 100 * curve(one.runs).score[-1]
         np.testing.assert_allclose(lines[3 + 2 * place][1], np.array([level, level]))
 
 
 def test_a_cost_that_nobody_has_gets_no_axis(five_methods: list[Path], drawn: list[Figure]) -> None:
-    draw_curves(series_of(five_methods)[3:], list(Panel), "")
+    draw_curves(series_of(five_methods)[3:], list(Panel), "", ACCURACY)
     axis = drawn[0].axes[1]
     assert axis.get_xlabel() == "Uploaded bytes: none"
     assert list(axis.get_xticks()) == []
@@ -111,7 +125,9 @@ def test_the_legend_names_every_method_as_it_is_called(
 ) -> None:
     run = load_run(make_run(rounds=1))
     names = ["_under", "$x$", "plain"]
-    draw_curves([Series(n, i, (run,), False) for i, n in enumerate(names)], list(Panel), "$y_$")
+    draw_curves(
+        [Series(n, i, (run,), False) for i, n in enumerate(names)], list(Panel), "$y_$", ACCURACY
+    )
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == names
     assert not any(text.get_parse_math() for text in legend.get_texts())
@@ -119,10 +135,10 @@ def test_the_legend_names_every_method_as_it_is_called(
 
 def test_raw_images_are_dashed_and_hatched(five_methods: list[Path], drawn: list[Figure]) -> None:
     series = series_of(five_methods)
-    draw_curves(series, list(Panel), "")
+    draw_curves(series, list(Panel), "", ACCURACY)
     dashed = [line.get_linestyle() == "--" for line in drawn[0].axes[0].lines]
     values = {(0, one.name): Statistic(0.5, 0.1) for one in series}
-    draw_final_accuracies(["a"], series, values)
+    draw_final_scores(["a"], series, values, ACCURACY)
     hatched = [bool(patch.get_hatch()) for patch in drawn[1].axes[0].patches]
     assert dashed == hatched == [False, False, True, False, False]
 
@@ -136,7 +152,7 @@ def test_bars_are_the_values_and_missing_ones_are_left_out(
         (0, "fedavg"): Statistic(0.7, None),
         (1, "fedavg"): Statistic(0.6, 0.05),
     }
-    draw_final_accuracies(["a", "b"], series, values)
+    draw_final_scores(["a", "b"], series, values, ACCURACY)
     axis = drawn[0].axes[0]
     bars: list[Any] = list(axis.patches)
     assert [bar.get_height() for bar in bars] == pytest.approx([90, 70, 60])
@@ -156,16 +172,16 @@ def test_forty_methods_are_told_apart() -> None:
 
 def test_the_users_own_settings_change_nothing(make_run: MakeRun) -> None:
     series = [Series("feddm", 0, (load_run(make_run(rounds=2)),), False)]
-    before = draw_curves(series, list(Panel), "")
+    before = draw_curves(series, list(Panel), "", ACCURACY)
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "svg.hashsalt": "other"}):
         size = matplotlib.rcParams["font.size"]
-        assert draw_curves(series, list(Panel), "") == before
+        assert draw_curves(series, list(Panel), "", ACCURACY) == before
         assert matplotlib.rcParams["font.size"] == size
 
 
 def test_no_file_holds_a_date(make_run: MakeRun) -> None:
     svg, pdf = draw_curves(
-        [Series("feddm", 0, (load_run(make_run(rounds=1)),), False)], list(Panel), ""
+        [Series("feddm", 0, (load_run(make_run(rounds=1)),), False)], list(Panel), "", ACCURACY
     )
     assert b"<dc:date>" not in svg
     assert b"CreationDate" not in pdf and b"ModDate" not in pdf
@@ -223,7 +239,7 @@ def against(make_run: MakeRun) -> list[Against]:
 
 def test_points_against_epsilon_are_the_records(make_run: MakeRun, drawn: list[Figure]) -> None:
     methods = against(make_run)
-    draw_against_epsilon(methods, "Epsilon (one example)")
+    draw_against_epsilon(methods, "Epsilon (one example)", ACCURACY)
     (axis,) = drawn[0].axes
     by_colour = {
         to_rgba(line.get_color()): line for line in axis.lines if line.get_marker() != "None"
@@ -245,7 +261,7 @@ def test_points_against_epsilon_are_the_records(make_run: MakeRun, drawn: list[F
 
 def test_no_noise_is_a_dashed_line_without_a_point(make_run: MakeRun, drawn: list[Figure]) -> None:
     methods = against(make_run)
-    draw_against_epsilon(methods, "Epsilon")
+    draw_against_epsilon(methods, "Epsilon", ACCURACY)
     (axis,) = drawn[0].axes
     (line,) = [one for one in axis.lines if to_rgba(one.get_color()) == to_rgba(COLOURS[2])]
     np.testing.assert_allclose(np.array(line.get_ydata(), dtype=float), [90, 90])

@@ -12,10 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.scores import ACCURACY, CLASSIFICATION, Score
 from report import tables
 from report.loading import load_runs
 from report.methods import compare
-from report.tables import Row, Statistic, result_rows, to_csv, to_markdown, to_text
+from report.tables import (
+    Row,
+    Statistic,
+    measures,
+    result_rows,
+    to_csv,
+    to_markdown,
+    to_text,
+)
+from tests.unit.report.conftest import RETRIEVAL, make_retrieval
 
 MakeRun = Callable[..., Path]
 
@@ -57,9 +67,11 @@ def test_the_figures_are_the_records(three_methods: list[Path]) -> None:
     table = list(csv.DictReader(io.StringIO(to_csv(rows))))
     for row, cells, paths in zip(rows, table, groups, strict=True):
         expected = [by_hand(path) for path in paths]
+        found = measures(row, CLASSIFICATION)
         for measure in expected[0]:
             values = np.array([figures[measure] for figures in expected])
-            statistic = getattr(row, measure)
+            statistic = found[measure]
+            assert statistic is not None and statistic.std is not None
             assert statistic.mean == pytest.approx(values.mean(), rel=1e-12)
             assert statistic.std == pytest.approx(values.std(ddof=1), rel=1e-9)
             assert float(cells[f"{measure}_mean"]) == statistic.mean
@@ -72,7 +84,7 @@ def test_one_seed_has_no_deviation(make_run: MakeRun) -> None:
     path = make_run("fedavg", rounds=3)
     (row,) = rows_of([path])
     figures = by_hand(path)
-    assert row.test_accuracy == Statistic(figures["test_accuracy"], None)
+    assert row.primary == Statistic(figures["test_accuracy"], None)
     table = to_markdown([row])
     assert f" {100 * figures['test_accuracy']:.2f} |" in table
     assert "±" not in table
@@ -89,18 +101,30 @@ def test_of_equal_validation_rounds_the_earliest_is_chosen(make_run: MakeRun) ->
         record["test"]["scores"]["accuracy"] = test / 10
     (path / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (row,) = rows_of([path])
-    assert row.accuracy_at_best_validation == Statistic(0.2, None)
-    assert row.test_accuracy == Statistic(0.4, None)
+    assert row.at_best_validation == Statistic(0.2, None)
+    assert row.primary == Statistic(0.4, None)
 
 
 def test_a_run_without_records_has_empty_cells(make_run: MakeRun) -> None:
     path = make_run(status="running", done=0, rounds=5)
     (path / "rounds.jsonl").unlink()
     (row,) = rows_of([path])
-    assert row.test_accuracy is None and row.accuracy_at_best_validation is None
+    assert row.primary is None and row.at_best_validation is None
     text = to_text([row])
     assert "0 of 5" in text
     assert [line.split()[-1] for line in text.splitlines() if "Test accuracy" in line] == ["—"]
+
+
+def test_another_workload_has_columns_and_keys_of_its_own(make_run: MakeRun) -> None:
+    rows = rows_of([make_retrieval(make_run("fedavg", rounds=1), [0.1, 0.25])])
+    head, _, row = (line.strip("| ").split(" | ") for line in to_markdown(rows).splitlines())
+    assert head[1:6] == ["Seeds", "Test R@1, %", "R@5, %", "Median rank", "At best validation, %"]
+    assert row[1:6] == ["0", "25.00", "50.00", "4.00", "25.00"]
+    assert [key for key in measures(rows[0], RETRIEVAL) if "_up" not in key][:5] == [
+        "test_recall_at_1", "test_recall_at_5", "test_median_rank", "worst_client_recall_at_1",
+        "recall_at_1_at_best_validation",
+    ]  # fmt: skip
+    assert "accurac" not in to_csv(rows) + to_text(rows)
 
 
 def test_an_unfinished_row_says_how_far_it_got(make_run: MakeRun) -> None:
@@ -137,7 +161,7 @@ def test_the_terminal_table_keeps_to_its_width(make_run: MakeRun, width: int) ->
     assert max(map(len, text.splitlines())) <= width
     for row in rows:
         assert row.method.strategy in text
-        assert tables.percent(row.test_accuracy) in text
+        assert tables.score_text(row.primary, ACCURACY) in text
 
 
 @given(st.lists(st.floats(0, 1e9), min_size=1, max_size=8))
@@ -168,8 +192,24 @@ def test_deviations_share_the_unit_of_their_mean() -> None:
     assert tables.amount_of_bytes(Statistic(1_250_000, 10_000)) == "1.25 ± 0.01 MB"
     assert tables.amount_of_bytes(Statistic(1_250_000, 0)) == "1.25 ± 0 MB"
     assert tables.amount_of_bytes(Statistic(1_250_000, None)) == "1.25 MB"
-    assert tables.percent(Statistic(0.9125, 0.0034)) == "91.25 ± 0.34"
+    assert tables.score_text(Statistic(0.9125, 0.0034), ACCURACY) == "91.25 ± 0.34"
     assert tables.seconds(Statistic(123.44, 1.25)) == "123.4 ± 1.2"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "—"),
+        (Statistic(12.0, None), "12.00"),
+        (Statistic(12.5, 0.7071), "12.50 ± 0.71"),
+        (Statistic(1250.0, 3.2), "1,250 ± 3"),
+        (Statistic(-3.25, 0.5), "-3.25 ± 0.50"),
+        (Statistic(0.0, 0.5), "0.00 ± 0.50"),
+    ],
+)
+def test_a_score_that_is_no_share_is_a_plain_number(value: Statistic | None, text: str) -> None:
+    rank = Score("median_rank", "median rank", is_percent=False, higher_is_better=False)
+    assert tables.score_text(value, rank) == text
 
 
 @pytest.mark.parametrize(
