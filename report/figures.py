@@ -251,8 +251,17 @@ def measured_by_round(family: Family, courses: Mapping[str, Course]) -> Figure |
         for index, member in enumerate(family.members)
         if member in courses
     ]
-    yaxis = _axis(escape(sentence_case(family.label))) | {"rangemode": "tozero", "nticks": 6}
+    yaxis = _axis(escape(sentence_case(family.label))) | {"range": _span(family), "nticks": 6}
     return _course_figure(named, "%{y:.4~g}", yaxis)
+
+
+def _span(family: Family) -> list[float]:
+    """From 0 to the greatest value, or from the least below it: one axis for every method."""
+    courses = [course for drawn in family.courses for course in drawn.values()]
+    low = min([0.0, *(value for course in courses for value in course.least)])
+    high = max([0.0, *(value for course in courses for value in course.most)])
+    margin = 0.05 * (high - low) or 1.0
+    return [low - margin if low < 0 else 0.0, high + margin]
 
 
 def _course_figure(

@@ -26,7 +26,7 @@ from core.records import write_whole
 from core.scores import Score
 from data.partition import Partition
 from report import figures
-from report.curves import Course, curve, trains_on_clients, uploads_no_update
+from report.curves import curve, trains_on_clients, uploads_no_update
 from report.failures import NO_REASON, failure_rows, left_out_of_costs, outcome_counts
 from report.images import galleries, without_images
 from report.loading import OUTCOMES, LoadedRun, load_runs
@@ -47,6 +47,7 @@ from report.tables import (
     columns_of,
     epsilon_of,
     joined,
+    number,
     plain_bytes,
     result_rows,
     seeds_text,
@@ -439,20 +440,18 @@ def _measured(methods: Sequence[Method]) -> list[_Measured]:
                     for method, courses, figure in there
                 ),
                 tuple(
-                    (method, tuple(_last(courses.get(member)) for member in family.members))
+                    (
+                        method,
+                        tuple(
+                            number(family.last(method.runs, courses, member))
+                            for member in family.members
+                        ),
+                    )
                     for method, courses, _ in there
                 ),
             )
         )
     return views
-
-
-def _last(course: Course | None) -> str:
-    """The value in the last round; with several seeds also the least and the greatest."""
-    if course is None:
-        return NONE
-    value, least, most = course.value[-1], course.least[-1], course.most[-1]
-    return f"{value:.4g}" + (f" ({least:.4g} to {most:.4g})" if least != most else "")
 
 
 def _partitions(runs: Sequence[LoadedRun]) -> list[_PartitionView]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from report.curves import Course, course
 from report.loading import LoadedRun
+from report.tables import Statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,22 @@ class Family:
     name: str
     members: tuple[str, ...]
     courses: tuple[Mapping[str, Course], ...]
+
+    def last(
+        self, runs: Sequence[LoadedRun], courses: Mapping[str, Course], member: str
+    ) -> Statistic | None:
+        """What a member came to in the last round of its course, over the runs of one method.
+
+        Args:
+            runs: Of the method.
+            courses: The method's own.
+            member: Which; None is returned of one that is not in `courses`.
+        """
+        if member not in courses:
+            return None
+        last = courses[member].rounds[-1]
+        records = [record for run in runs for record in run.rounds if record.round == last]
+        return Statistic.of(record.server[f"{self.name}/{member}"] for record in records)
 
     @property
     def label(self) -> str:

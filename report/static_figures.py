@@ -340,6 +340,7 @@ def draw_measured(
             for member, drawn in courses.items():
                 _draw_course(axis, looks[member], drawn)
             axis.set_xlabel(Panel.ROUNDS.value)
+            axis.tick_params(labelbottom=True)  # also where no panel stands below
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for axis in axes.flat[len(panels) :]:
             axis.remove()

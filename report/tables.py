@@ -128,6 +128,11 @@ def score_text(value: Statistic | None, score: Score) -> str:
     """A score as its `Score.heading` announces it: a share as percent, ``91.20 ± 0.35``."""
     if score.is_percent:
         return _spread(value, lambda x: f"{100 * x:.2f}")
+    return number(value)
+
+
+def number(value: Statistic | None) -> str:
+    """A number of any size and sign: ``3.20 ± 0.01``."""
     scale = max(abs(value.mean), value.std or 0.0) if value else 0.0
     return _spread(value, lambda x: _digits(x, scale))
 

@@ -577,8 +577,8 @@ def test_what_the_workload_measured_has_a_plot_for_each_method_and_family(
         )
     }
     section = page.prose.partition("What the workload measured")[2]
-    assert "Sensitivity in the last round crop color jitter fedavg 0.125 0.4375 fedprox" in section
-    assert "Loss in the last round crop fedavg 1 " in section
+    assert "Sensitivity in the last round crop color jitter fedavg 0.12 0.44 fedprox" in section
+    assert "Loss in the last round crop fedavg 1.00 " in section
     assert "#measured" in [attrs.get("href") for _, attrs in page.tags]
 
 

@@ -33,6 +33,19 @@ def test_members_are_the_means_over_seeds_round_by_round(make_run: MakeRun) -> N
     assert family.courses == (
         {"x": Course([0, 1, 2], [2.0, 5.0, 4.0], [1.0, 2.0, 3.0], [3.0, 8.0, 5.0])},
     )
+    found = family.last(load_runs(paths), family.courses[0], "x")
+    assert found is not None
+    assert found.mean == 4.0 and found.std == pytest.approx(2**0.5)  # of 3 and 5
+    assert family.last(load_runs(paths), {}, "x") is None
+
+
+def test_the_axis_reaches_what_lies_below_nothing(make_run: MakeRun) -> None:
+    values = {"a/x": [-1.0, 0.0, 3.0], "a/y": [0.0, 0.0, 1.0]}
+    (family,) = families([[load_run(make_retrieval(make_run(rounds=2), RECALLS, values))]])
+    figure = figures.measured_by_round(family, family.courses[0])
+    assert figure is not None
+    low, high = figure["layout"]["yaxis"]["range"]
+    assert low < -1 and high > 3
 
 
 def test_only_names_of_two_parts_are_families(make_run: MakeRun) -> None:
@@ -55,6 +68,7 @@ def test_a_member_that_one_method_lacks_keeps_its_place_in_the_others(make_run: 
     assert both is not None and alone is not None
     (y,) = [trace for trace in both["data"] if trace["name"] == "y"]
     assert alone["data"] == [y], "it looks alike wherever it is drawn"
+    assert both["layout"]["yaxis"]["range"] == alone["layout"]["yaxis"]["range"]
     assert figures.measured_by_round(family, {}) is None
 
 
