@@ -23,10 +23,12 @@ from core.parameters import ParameterVector
 from pairing.configuration import parse_config
 from strategies.local_sgd import stepper
 from workloads.meta.hypergradients import META_OPTIMIZERS, MetaOptimizer, Passes
-from workloads.meta.meltr import Meltr, MeltrModel, MeltrObjective
+from workloads.meta.meltr import Meltr, MeltrModel, MeltrObjective, MeltrOptions
 from workloads.table import open_workload
 
 UPDATE_EVERY = 3
+TRAINING_EXAMPLES = 600
+STEP_SIZE = MeltrOptions().step_size
 PAPER_S = {
     "multi-task": 547,
     "stocbio": 686,
@@ -67,6 +69,7 @@ class Contender:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("--repeats", type=int, default=15, help="turns of each optimizer")
+    parser.add_argument("--source", default="digits", help="data.source of the images")
     parser.add_argument("--width", type=int, default=32, help="channels of the ConvNet")
     parser.add_argument("--batch-size", type=int, default=32, help="images a step")
 
@@ -74,10 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; returns the exit code."""
     torch.set_num_threads(1)
-    contenders = [
-        _contender(optimizer, arguments.width, arguments.batch_size)
-        for optimizer in reversed(META_OPTIMIZERS)
-    ]
+    contenders = [_contender(optimizer, arguments) for optimizer in reversed(META_OPTIMIZERS)]
     generator = torch.Generator().manual_seed(0)
     for _ in range(1 + arguments.repeats):
         order = torch.randperm(contenders[0].objective.num_examples, generator=generator)
@@ -88,20 +88,33 @@ def run(arguments: argparse.Namespace) -> int:
     for contender in contenders:
         del contender.turns_s[0]
     print(table(contenders))
+    lite = contenders[-1]
+    assert lite.optimizer == "aid-fp-lite"
+    largest = largest_curvature(lite.objective)
+    factor = abs(1 - STEP_SIZE * largest)
+    print(
+        f"\nlargest curvature of the learned loss in w, after {3 * len(lite.turns_s) + 3} steps: "
+        f"{largest:.1f}; in its direction a term of Neumann's series with eta {STEP_SIZE:g} is "
+        f"{factor:.2f} times the one before"
+    )
     about = ", ".join(f"{name} {value}" for name, value in describe().items())
     print(f"\n{about}; one thread, {arguments.repeats} turns each")
     return 0
 
 
-def _contender(optimizer: MetaOptimizer, width: int, batch_size: int) -> Contender:
+def _contender(optimizer: MetaOptimizer, arguments: argparse.Namespace) -> Contender:
     config = parse_config(
         {
             "strategy": "centralized",
             "workload": "meltr",
             "meltr.optimizer": optimizer,
             "meltr.tasks": "rotation,mixup,random-labels",
-            "model.width": width,
-            "train.batch-size": batch_size,
+            "data.source": arguments.source,
+            "data.train-examples": TRAINING_EXAMPLES,
+            "train.optimizer": "adam",
+            "train.learning-rate": 1e-3,
+            "model.width": arguments.width,
+            "train.batch-size": arguments.batch_size,
         }
     )
     workload = cast(Meltr, open_workload(config, torch.device("cpu")))
@@ -113,6 +126,30 @@ def _contender(optimizer: MetaOptimizer, width: int, batch_size: int) -> Contend
     return Contender(
         optimizer, config.train, cast(MeltrObjective, objective), parameters, [], Passes()
     )
+
+
+def largest_curvature(objective: MeltrObjective, iterations: int = 30) -> float:
+    """The eigenvalue of H of largest magnitude on one batch, by power iteration."""
+    bilevel, batch = objective.bilevel, objective.training_batch()
+    weights = {name: value.detach().requires_grad_() for name, value in objective.weights().items()}
+    phi = dict(objective.phi)
+    leaves = list(weights.values())
+    loss = bilevel.auxiliary(weights, phi, batch)
+    gradient = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+    used = [(part, leaf) for part, leaf in zip(gradient, leaves, strict=True) if part.requires_grad]
+    parts, along = zip(*used, strict=True)
+    generator = torch.Generator().manual_seed(0)
+    vector = [torch.randn(leaf.shape, generator=generator) for leaf in along]
+    value = 0.0
+    for _ in range(iterations):
+        norm = torch.stack([part.square().sum() for part in vector]).sum().sqrt()
+        vector = [part / norm for part in vector]
+        product = torch.autograd.grad(
+            parts, along, vector, retain_graph=True, materialize_grads=True
+        )
+        value = float(sum((v * p).sum() for v, p in zip(vector, product, strict=True)))
+        vector = list(product)
+    return value
 
 
 def table(contenders: Sequence[Contender]) -> str:

@@ -503,6 +503,25 @@ class MeltrObjective(Objective):
         values = [*(self._sums / count).flatten().tolist(), float(self._gaps) / count]
         return dict(zip(measured(self._tasks), [*values, float(self._num_updates)], strict=True))
 
+    @property
+    def bilevel(self) -> Bilevel:
+        """The two levels, on batches that `training_batch` draws."""
+        options = self._options
+        return Bilevel(self._losses_at, self._combine, options.regularisation, options.direct_term)
+
+    @property
+    def phi(self) -> Mapping[str, torch.Tensor]:
+        """What of the learned loss moves, by its own names; empty where nothing does."""
+        return self._phi
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """W as it is now."""
+        return {
+            f"w.{name}": value
+            for name, value in self._model.w.named_parameters()
+            if value.requires_grad
+        }
+
     def _update_phi(self, batch: torch.Tensor) -> None:
         """One step of Adam on phi along the hypergradient."""
         options = self._options
@@ -516,19 +535,14 @@ class MeltrObjective(Objective):
             damping=options.damping,
             inner_learning_rate=self._workload.config.train.learning_rate,
         )
-        weights = {
-            f"w.{name}": value
-            for name, value in self._model.w.named_parameters()
-            if value.requires_grad
-        }
         found = hypergradient(
             settings,
-            Bilevel(self._losses_at, self._combine, options.regularisation, options.direct_term),
-            weights,
+            self.bilevel,
+            self.weights(),
             self._phi,
             (lambda: self._task_batch(self._training_pool[batch]))
             if options.optimizer == "itd"
-            else self._training_batch,
+            else self.training_batch,
             self._meta_batch,
         )
         self.passes += found.passes
@@ -553,7 +567,7 @@ class MeltrObjective(Objective):
         network = self._model.phi
         return cast(torch.Tensor, functional_call(network, dict(phi), (losses, self._tasks)))
 
-    def _training_batch(self) -> TaskBatch:
+    def training_batch(self) -> TaskBatch:
         """A batch for the learned loss: drawn afresh, or one of the last that w was trained on."""
         if self._options.meta_batch == "replay":
             return self._replayed()

@@ -152,7 +152,7 @@ def test_the_first_step_of_adam_is_the_sign_of_the_hypergradient() -> None:
     twin, twin_model, _ = objective_of(workload)
     twin._generator.set_state(state)
     primary_at = {n: p for n, p in twin_model.w.named_parameters() if p.requires_grad}
-    training, meta = twin._training_batch, twin._meta_batch
+    training, meta = twin.training_batch, twin._meta_batch
     meta_batch = meta()
     losses = twin_model(meta_batch)
     learned = twin_model.phi(losses, meta_batch.tasks)
