@@ -26,6 +26,8 @@ from report.loading import LoadedRun
 FAMILY = "sensitivity/"
 PRIMARY, HARMFUL = "classification", "random-labels"
 
+_TICKS = (-2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50)
+
 Series = Mapping[str, npt.NDArray[np.float64]]
 """By task, shape (seeds, rounds)."""
 
@@ -127,9 +129,13 @@ def draw(series: Mapping[tuple[str, str], Series], out: Path) -> None:
             axis.fill_between(
                 rounds, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0
             )
-        axis.set_title(f"{key[0].removeprefix('meltr-')}, {key[1]}", fontsize=10)
+        suite, setting = key[0].removeprefix("meltr-"), key[1]
+        axis.set_title(f"{suite.removesuffix(f'-{setting}')}, {setting}", fontsize=10)
         axis.set_xlabel("round")
         axis.set_yscale("symlog", linthresh=1.0)
+        low, high = axis.get_ylim()
+        ticks = [tick for tick in _TICKS if low <= tick <= high]
+        axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("sensitivity, d MELTR / d loss")
     axes[-1].legend(fontsize=8)
