@@ -62,3 +62,14 @@ def test_benchmarks_are_never_installed() -> None:
 def test_no_registry_is_named() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or ("==" in line and "/" not in line and "@" not in line), line
+
+
+def test_every_package_is_installed_and_goes_into_images() -> None:
+    """Each has a line in three lists; a folder that lacks one works in a checkout alone."""
+    packages = set(PROJECT["tool"]["setuptools"]["packages"])
+    tops = {name.partition(".")[0] for name in packages}
+    found = {path.parent.relative_to(ROOT) for top in tops for path in (ROOT / top).rglob("*.py")}
+    assert packages == {".".join(path.parts) for path in found}
+    let_through = (ROOT / ".dockerignore").read_text().splitlines()
+    assert tops <= {line.removeprefix("!") for line in let_through if line.startswith("!")}
+    assert tops < set(PROJECT["tool"]["importlinter"]["root_packages"])
