@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from flwr.app import Error, Message
 from safetensors.torch import load_file
 
+import client.app as client_app
 from core.errors import RunError
 from core.records import RoundRecord, RunFolder
 from core.wire import Record
@@ -23,6 +25,7 @@ from server.checkpoint import Checkpoint
 from server.preparation import prepare
 from strategies.flower import from_flower, serialise
 from strategies.table import STRATEGIES
+from strategies.told import tell
 from tests.conftest import TINY, Federate, tiny_keys
 
 FAULTY = '''
@@ -96,8 +99,6 @@ class Faulty({base}):
                 raise ValueError("\x1b[2J" + "x" * 1_000_000)
             case "pixels":
                 arrays["images"] = arrays["images"] * np.float32(1e6)
-            case "own-accuracy":
-                metrics["own_accuracy"] = 7.0
             case "metric-list":
                 metrics["train_loss"] = [1.0, 2.0]
             case "label":
@@ -108,8 +109,6 @@ class Faulty({base}):
                 arrays = {{name: array[:0] for name, array in arrays.items()}}
             case "class-counts":
                 arrays["class_counts"] = arrays["class_counts"] * 1_000
-            case "confusion":
-                arrays["test_confusion"] = -arrays["test_confusion"]
             case unknown:
                 assert unknown == "none"
         return ClientUpdate(arrays, metrics, update.state)
@@ -147,9 +146,7 @@ OF_A_METHOD = [
     ("FedDM", "negative-label", "holds label -1, expected 0 to 9"),
     ("FedDM", "no-images", "has shape (0, "),
     ("FedDM", "class-counts", "class_counts are not those"),
-    ("Local", "confusion", "expected counts"),
     ("FedDM", "pixels", "holds a pixel of "),
-    ("Local", "own-accuracy", "own_accuracy is 7, expected 0 to 1"),
 ]
 
 
@@ -501,6 +498,32 @@ def assert_variates_add_up(path: Path, last_round: int) -> None:
     mine = torch.cat([value.flatten() for value in ours]).to(torch.float64)
     assert float(mine.norm()) > 1e-3
     torch.testing.assert_close(mine.sort().values, theirs.sort().values, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("test_confusion", -np.ones((10, 10), np.int64), "expected counts of at least one image"),
+        ("own_score", 7.0, "own_score is 7, expected 0 to 1"),
+    ],
+)
+def test_what_a_client_tells_of_its_own_model_is_checked(
+    name: str, value: Any, told: str, federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = itertools.count()
+
+    def lying(*arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays, metrics = tell(*arguments)
+        if next(turns) == 0:
+            (arrays if name in arrays else metrics)[name] = value
+        return arrays, metrics
+
+    monkeypatch.setattr(client_app, "tell", lying)
+    keys = {**tiny_keys("local", rounds=1), "engine.kind": "in-process"}
+    clients = rounds_of(federate(keys))[1].clients
+    assert sorted(client.outcome for client in clients) == ["counted", "counted", "refused"]
+    (refused,) = (client for client in clients if client.outcome == "refused")
+    assert refused.failure is not None and told in refused.failure
 
 
 def test_local_never_shows_a_model_that_no_client_has(federate: Federate, tmp_path: Path) -> None:
