@@ -1,0 +1,1 @@
+"""Corpora of video with sound and text: their record, their files, and how they are read."""

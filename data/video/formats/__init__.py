@@ -1,0 +1,1 @@
+"""Public formats of video data sets, one file each, read and written."""

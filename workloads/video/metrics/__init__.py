@@ -1,0 +1,1 @@
+"""What video and language models are judged by, each by its definition."""
