@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -49,10 +49,10 @@ class Vocabulary:
         normalizer, splitter = Lowercase(), BertPreTokenizer()
         counts: Counter[str] = Counter()
         for text in texts:
-            words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
-            counts.update(word for word, _ in words)
-        words = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-        names = dict.fromkeys([*SPECIAL, *words])
+            found = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+            counts.update(word for word, _ in found)
+        by_count = sorted(counts, key=lambda word: (-counts[word], word))
+        names = dict.fromkeys([*SPECIAL, *by_count])
         tokenizer = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token=UNK))
         tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = splitter
@@ -72,8 +72,6 @@ class Vocabulary:
                 f"{folder} holds neither tokenizer.json nor vocab.txt; give a folder that BERT's "
                 "weights and tokenizer were saved to"
             )
-        from tokenizers.implementations import BertWordPieceTokenizer
-
         return cls.of_source(BertWordPieceTokenizer(str(folder / "vocab.txt")).to_str())
 
     @classmethod
@@ -87,10 +85,12 @@ class Vocabulary:
             tokenizer = Tokenizer.from_str(source)
         except Exception as error:  # the library raises Exception itself
             raise DataError(f"a vocabulary cannot be read: {error}") from error
-        ids = [tokenizer.token_to_id(name) for name in SPECIAL]
-        if None in ids:
-            missing = SPECIAL[ids.index(None)]
-            raise DataError(f"a vocabulary lacks the token {missing}; use a tokenizer of BERT's")
+        ids = []
+        for name in SPECIAL:
+            found = tokenizer.token_to_id(name)
+            if found is None:
+                raise DataError(f"a vocabulary lacks the token {name}; use a tokenizer of BERT's")
+            ids.append(found)
         return cls(source, tokenizer.get_vocab_size(), *ids)
 
     @property
@@ -108,7 +108,7 @@ class Vocabulary:
         tokenizer = _tokenizer(self.source)
         if tokenizer.decoder is not None:
             return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-        words = [tokenizer.id_to_token(one) for one in ids]
+        words = [tokenizer.id_to_token(one) or UNK for one in ids]
         return " ".join(word for word in words if word not in SPECIAL)
 
     def timed(self, narration: Sequence[Utterance]) -> list[tuple[int, Span]]:

@@ -96,7 +96,7 @@ class VideoLanguageModel(nn.Module):
             nn.LayerNorm(sizes.width),
             nn.Linear(sizes.width, sizes.width),
         )
-        self.lm = nn.ModuleDict({"transform": BertPredictionHeadTransform(config)})
+        self.lm = nn.ModuleDict({"transform": BertPredictionHeadTransform(config)})  # type: ignore[no-untyped-call]
         self.lm.register_parameter("bias", nn.Parameter(torch.zeros(sizes.num_words)))
         heads = {"segmentation": nn.Linear(sizes.width, segments)} if segments else {}
         self.heads = nn.ModuleDict(heads)
@@ -104,7 +104,7 @@ class VideoLanguageModel(nn.Module):
     @property
     def words(self) -> torch.Tensor:
         """Embeddings of all words (D), shape (|D|, d)."""
-        return cast(torch.Tensor, self.encoder.embeddings.word_embeddings.weight)
+        return self.encoder.embeddings.word_embeddings.weight
 
     @property
     def vocabulary_bias(self) -> torch.Tensor:
@@ -133,7 +133,9 @@ class VideoLanguageModel(nn.Module):
         allowed = may_attend(kind, tokens.video_valid, tokens.text_valid)
         num_video, num_text = tokens.features.shape[1], tokens.words.shape[1]
         embedded = self._sequence(shown)
-        hidden = self._encode(embedded, allowed, self._positions(num_video, num_text), num_video + 2)
+        hidden = self._encode(
+            embedded, allowed, self._positions(num_video, num_text), num_video + 2
+        )
         return hidden[:, 1 : num_video + 2], hidden[:, num_video + 2 :]
 
     def video_states(self, features: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -192,7 +194,11 @@ class VideoLanguageModel(nn.Module):
         return torch.cat([torch.arange(num_video + 1), behind]).to(self.words.device)
 
     def _encode(
-        self, embedded: torch.Tensor, allowed: torch.Tensor, positions: torch.Tensor, first_text: int
+        self,
+        embedded: torch.Tensor,
+        allowed: torch.Tensor,
+        positions: torch.Tensor,
+        first_text: int,
     ) -> torch.Tensor:
         count, length = embedded.shape[:2]
         types = (torch.arange(length, device=embedded.device) >= first_text).long()
