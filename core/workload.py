@@ -20,6 +20,7 @@ from torch import nn
 from core.config import RunConfig
 from core.errors import Problem
 from core.examples import ExampleSet
+from core.exhibits import Exhibit
 from core.groups import EntryWeights, ParameterGroups
 from core.records import EvaluationRecord
 from core.scores import Scores
@@ -182,6 +183,10 @@ class Workload(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module, split: Split) -> EvaluationRecord:
         """Judge a model on a whole split; it is left in the mode it was in."""
+
+    def exhibits(self, model: nn.Module, split: Split) -> tuple[Exhibit, ...]:
+        """A few examples of what a model makes of a split, for people to look at."""
+        return ()
 
     def build_model(self, seed: int) -> nn.Module:
         """A freshly initialised model; the same seed gives the same bits on any device.

@@ -66,18 +66,20 @@ class VideoLanguageModel(nn.Module):
     video, however long the video before it is.
     """
 
-    def __init__(self, sizes: EncoderSizes, *, segments: int = 0) -> None:
+    def __init__(self, sizes: EncoderSizes, *, cls: int, sep: int, segments: int = 0) -> None:
         """Draw all weights from torch's global generator.
 
         Args:
             sizes: Of the encoder.
+            cls: Id of ``[CLS]`` in the vocabulary.
+            sep: Id of ``[SEP]``.
             segments: Labels of action segmentation; 0 leaves its classifier out.
         """
         super().__init__()
         from transformers import BertConfig, BertModel
         from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-        self.sizes = sizes
+        self.sizes, self._cls, self._sep = sizes, cls, sep
         config = BertConfig(
             vocab_size=sizes.num_words,
             hidden_size=sizes.width,
@@ -163,13 +165,6 @@ class VideoLanguageModel(nn.Module):
     def word_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits over the vocabulary, shape (..., |D|)."""
         return self.predictions(hidden) @ self.words.T + self.vocabulary_bias
-
-    _cls: int = 2
-    _sep: int = 3
-
-    def name_special(self, cls: int, sep: int) -> None:
-        """Say which ids ``[CLS]`` and ``[SEP]`` have in the vocabulary."""
-        self._cls, self._sep = cls, sep
 
     def _special(self, word: int, count: int) -> torch.Tensor:
         return self.words[word].expand(count, 1, -1)

@@ -14,13 +14,23 @@ feature, into which gradients flow too. ``[CLS]``, ``[SEP]`` and padding are nev
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional
 
+from core.errors import DataError
+from core.scores import Score
+from core.seeds import torch_generator
+from workloads.video.dataset import Clip, VideoDataset
 from workloads.video.text import Vocabulary
+from workloads.video.vlm.clips import Pair, sample_pairs
+from workloads.video.vlm.localization import STEP_RECALL, Localization
 from workloads.video.vlm.model import Tokens, VideoLanguageModel
+from workloads.video.vlm.retrieval import RETRIEVAL_SCORES, Retrieval
+from workloads.video.vlm.task import Judgement, Task, nothing
 
 SOME, ALL_TEXT, ALL_VIDEO = 0, 1, 2
 KEPT, REPLACED = 0.1, 0.1
@@ -187,3 +197,116 @@ def token_loss(
     return MaskedLoss(
         loss, video_sum.detach(), text_sum.detach(), num_video, num_text, len(candidates)
     )
+
+
+JUDGING_SEED = 0
+"""Of the clips and maskings that pre-training is judged on: the same for every run and round."""
+
+CHUNK = 16
+
+
+class Pretraining(Task):
+    """Masked tokens of clips that are drawn anew for every batch.
+
+    Judged by what nobody fine-tuned: zero-shot retrieval, and where there are recipes zero-shot
+    localization of steps.
+    """
+
+    name = "pretraining"
+    scores: ClassVar[tuple[Score, ...]] = (*RETRIEVAL_SCORES, STEP_RECALL)
+
+    @classmethod
+    def lacking(cls, dataset: VideoDataset) -> str:
+        """Recipes, by which zero-shot localization is judged."""
+        return Localization.lacking(dataset)
+
+    def num_items(self, clip: Clip) -> int:
+        """Clips that are drawn of a video."""
+        return self.options.clips
+
+    def masking(self) -> Masking:
+        """As configured."""
+        options = self.options
+        return Masking(options.modality_rate, options.token_rate, options.corrupts_modality)
+
+    def loss(
+        self,
+        model: VideoLanguageModel,
+        clips: Sequence[Clip],
+        generator: torch.Generator,
+        *,
+        has_video: bool = True,
+        has_text: bool = True,
+    ) -> tuple[torch.Tensor, Mapping[str, float]]:
+        """Masked tokens of clips drawn from the videos."""
+        pairs = self._pairs(clips, generator, has_video=has_video, has_text=has_text)
+        if not pairs:
+            return nothing(model), {}
+        found = self._masked_loss(model, pairs, generator)
+        measured = {
+            f"loss/{self.name}": float(found.loss.detach()),
+            "video_negatives": float(found.num_negatives),
+        }
+        if found.num_video:
+            measured["masked_token_loss/video"] = float(found.video_sum) / found.num_video
+        if found.num_text:
+            measured["masked_token_loss/text"] = float(found.text_sum) / found.num_text
+        return found.loss, measured
+
+    def judge(self, model: VideoLanguageModel, clips: Sequence[Clip]) -> Judgement:
+        """Zero-shot scores; the loss is that of masked tokens of clips drawn once for all."""
+        if not clips:
+            raise DataError("pretraining: no video to judge on")
+        generator = torch_generator(JUDGING_SEED)
+        total, count = 0.0, 0
+        for start in range(0, len(clips), CHUNK):
+            few = clips[start : start + CHUNK]
+            pairs = self._pairs(few, generator, has_video=True, has_text=True)
+            found = self._masked_loss(model, pairs, generator)
+            total, count = total + float(found.loss) * len(few), count + len(few)
+        parts = [
+            task(self.options, self.dataset, self.batcher).judge(model, clips)
+            for task in (Retrieval, Localization)
+        ]
+        scores = {name: value for part in parts for name, value in part.scores.items()}
+        exhibits = tuple(exhibit for part in parts for exhibit in part.exhibits)
+        return Judgement(total / count, len(clips), scores, exhibits)
+
+    def measures(self) -> tuple[str, ...]:
+        """The loss, each modality's part of it, and how many video tokens it chose from (|V'|)."""
+        return (
+            f"loss/{self.name}",
+            "video_negatives",
+            "masked_token_loss/video",
+            "masked_token_loss/text",
+        )
+
+    def _pairs(
+        self,
+        clips: Sequence[Clip],
+        generator: torch.Generator,
+        *,
+        has_video: bool,
+        has_text: bool,
+    ) -> list[Pair]:
+        options = self.options
+        return [
+            pair
+            for clip in clips
+            for pair in sample_pairs(
+                clip,
+                options.clips,
+                self.batcher,
+                generator,
+                min_text=options.min_text,
+                has_video=has_video,
+                has_text=has_text,
+            )
+        ]
+
+    def _masked_loss(
+        self, model: VideoLanguageModel, pairs: Sequence[Pair], generator: torch.Generator
+    ) -> MaskedLoss:
+        tokens = self.batcher.tokens(pairs)
+        masked = mask_tokens(tokens, self.masking(), self.batcher.vocabulary, generator)
+        return masked_loss(model, masked, joint=self.options.loss == "masked-token")
