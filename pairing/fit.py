@@ -24,6 +24,7 @@ def misfits(
     lacks = lacking(workload, config)
     yield from _unread(workload, config)
     yield from _of_strategy(strategy, config, lacks)
+    yield from _of_start(strategy, config)
     yield from _of_groups(strategy, config)
     yield from _of_privacy(strategy, config, lacks)
     yield from _of_features(config, lacks)
@@ -69,6 +70,16 @@ def _other_strategy(lacks: Mapping[Offer, str], config: RunConfig) -> str:
     if config.train.optimizer != "sgd" and "gradient-steps" in lacks:
         way_out += ", or train.optimizer=sgd"
     return way_out
+
+
+def _of_start(strategy: type[Strategy], config: RunConfig) -> Iterator[Problem]:
+    """Weights to start from are the server's, which it sends."""
+    if config.start_from and not strategy.has_global_model:
+        rule = (
+            f"strategy {config.strategy} has no model at the server, and its clients start from "
+            "what the seed gives; leave it out"
+        )
+        yield Problem("start-from", config.start_from, rule)
 
 
 def _of_groups(strategy: type[Strategy], config: RunConfig) -> Iterator[Problem]:

@@ -173,6 +173,7 @@ class Federation:
             self._record(now, outcome, judged, received, seconds, started, began, keep=keep)
             if hopeless is not None:
                 raise hopeless
+        self._exhibit(now)
 
     def _steps(self, cohort: Cohort) -> int:
         strategy = self._preparation.strategy
@@ -426,6 +427,15 @@ class Federation:
         workload = preparation.workload
         sizes = workload.dataset.num_examples
         return pooled(told, workload.scores, sizes, preparation.config.partition.clients)
+
+    def _exhibit(self, last: Checkpoint) -> None:
+        """Keep what the final model makes of a few test examples, where the server holds it."""
+        preparation = self._preparation
+        if preparation.clients_evaluate:
+            return
+        self._parameters.load(last.state.weights)
+        found = preparation.workload.exhibits(self._parameters.model, "test")
+        self._recorder.folder.write_exhibits(found)
 
     def _evaluate(self, state: ServerState) -> FederatedEvaluation:
         workload = self._preparation.workload
