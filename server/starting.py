@@ -54,10 +54,7 @@ def load_start(model: nn.Module, groups: ParameterGroups, place: str) -> None:
             frozen ones, which clients are not sent.
     """
     path = file_of(place)
-    if "sha256" in read_about(path):
-        found = read_tensors(path)[0]
-    else:
-        found = _foreign(path)
+    found = read_tensors(path)[0] if "sha256" in read_about(path) else _foreign(path)
     if any(name.startswith(_WEIGHTS) for name in found):
         found = {
             name.removeprefix(_WEIGHTS): value

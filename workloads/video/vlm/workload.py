@@ -209,7 +209,9 @@ class Vlm(Workload):
             ]
         found = {name: value for one in judged for name, value in one.scores.items()}
         scores = {name: found[name] for name in self.scores.names}
-        return EvaluationRecord(judged[0].num_items, judged[0].loss, scores)
+        return EvaluationRecord(
+            num_examples=judged[0].num_items, loss=judged[0].loss, scores=scores
+        )
 
     @torch.no_grad()
     def exhibits(self, model: nn.Module, split: Split) -> tuple[Exhibit, ...]:
