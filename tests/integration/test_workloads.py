@@ -175,6 +175,26 @@ def test_clients_with_heads_of_their_own_judge_their_own_models(
     assert not torch.equal(personal[0], personal[1])
 
 
+@pytest.mark.parametrize("option", ["I", "II"])
+def test_a_client_of_scaffold_judges_the_model_that_it_trained(
+    option: str, federate: Federate
+) -> None:
+    """Of one client and eta_g = 1 the server's weights are the client's own."""
+    keys = tiny_keys("scaffold", scaffold__option=option, groups__personal="classifier", rounds=1)
+    dealt = {k: v for k, v in keys.items() if k != "partition.alpha"}
+    keys = {**dealt, "partition.clients": 1, "partition.scheme": "iid"}
+    path, preparation = federate(keys), prepare(parse_config(keys))
+    own = kept(path, 0, 1)
+    personal = {n.removeprefix("personal/"): v for n, v in own.items() if n.startswith("personal/")}
+    model = preparation.workload.build_model(0)
+    model.load_state_dict(tensors(path, 1) | personal)
+    told = RunFolder.open(path).read_rounds()[-1].test
+    assert told is not None
+    expected = preparation.workload.evaluate(model, "test")
+    assert told.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert told.confusion == expected.confusion
+
+
 def test_a_personal_head_is_trained_as_if_it_were_shared(federate: Federate) -> None:
     """With one client nothing is averaged, so that what is personal makes no difference."""
     one = {"partition.clients": 1, "partition.scheme": "iid"}
