@@ -118,6 +118,7 @@ class Workload(ABC):
         name: As the configuration names it.
         reads: Which of the sections ``data`` and ``model`` it reads.
         sections: Frozen dataclasses of the configuration sections that it reads, by their titles.
+        classifies: Whether its evaluations hold a confusion matrix over the classes of its data.
     """
 
     config: RunConfig
@@ -127,6 +128,7 @@ class Workload(ABC):
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
     sections: ClassVar[Mapping[str, type]] = {}
+    classifies: ClassVar[bool] = False
 
     @classmethod
     def problems(cls, config: RunConfig) -> Iterable[Problem]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.errors import ConfigError
 from core.records import RunFolder
 from experiments.run import resume
 from pairing.configuration import parse_config
@@ -240,3 +241,64 @@ def test_meltr_at_client_level_is_private_and_tells_no_measures(federate: Federa
     assert all(
         not client.metrics.keys() & {"loss/mixup", "num_examples"} for client in last.clients
     )
+
+
+CLASSIFIERS = """
+import dataclasses
+
+from core.scores import ACCURACY, MACRO_F1, Score, Scores
+from workloads.vision import ImageClassification
+
+
+class Topped(ImageClassification):
+    name = "topped"
+    scores = Scores([Score("top_all", "top-10", is_percent=True), ACCURACY])
+
+    def evaluate(self, model, split):
+        found = super().evaluate(model, split)
+        own = {"top_all": 1.0, "accuracy": found.scores["accuracy"]}
+        return dataclasses.replace(found, scores=own)
+
+
+class Plain(ImageClassification):
+    name = "plain"
+    scores = Scores([ACCURACY])
+    classifies = False
+
+    def evaluate(self, model, split):
+        found = super().evaluate(model, split)
+        own = {"accuracy": found.scores["accuracy"]}
+        return dataclasses.replace(found, scores=own, confusion=None, per_class_accuracy=None)
+
+
+class Mute(Plain):
+    name = "mute"
+    classifies = True
+"""
+
+
+@pytest.mark.parametrize("name", ["Topped", "Plain"])
+@pytest.mark.parametrize("strategy", ["local", "fedavg"])
+def test_what_clients_tell_goes_by_the_workloads_scores(
+    name: str, strategy: str, federate: Federate, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(CLASSIFIERS)
+    personal = {"groups.personal": "classifier"} if strategy == "fedavg" else {}
+    keys = {**tiny_keys(strategy, rounds=1), **personal}
+    last = RunFolder.open(federate({**keys, "workload": f"{tmp_path}/own.py:{name}"})).read_rounds()
+    record = last[-1]
+    assert [client.outcome for client in record.clients] == ["counted"] * 3
+    assert record.test is not None and record.client_scores is not None
+    assert (record.test.confusion is not None) == (name == "Topped")
+    if name == "Topped":
+        assert record.test.scores["top_all"] == 1.0 and record.client_scores == [1.0] * 3
+    else:
+        assert record.test.scores["accuracy"] == pytest.approx(sum(record.client_scores) / 3)  # type: ignore[arg-type]
+
+
+def test_an_evaluation_that_is_not_what_was_announced_is_refused(
+    federate: Federate, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(CLASSIFIERS)
+    with pytest.raises(ConfigError, match="has no confusion matrix, and it says that it classif"):
+        federate({**tiny_keys("local"), "workload": f"{tmp_path}/own.py:Mute"})
