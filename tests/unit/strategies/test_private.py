@@ -396,6 +396,24 @@ def test_noise_is_added_once_a_step_at_the_stated_scale() -> None:
     assert low < float((moved - start).double().square().sum() / variance) < high
 
 
+def test_an_objective_is_told_of_noised_steps_as_of_others() -> None:
+    told: list[str] = []
+
+    class Listening(ToyObjective):
+        def before_step(self, batch: torch.Tensor) -> None:
+            told.append("before")
+
+        def after_step(self, batch: torch.Tensor) -> None:
+            told.append("after")
+
+    config = parse_config({"strategy": "fedavg", **DP_SGD})
+    model = ConvNet((1, 8, 8), 3, width=4, depth=2)
+    objective = Listening(EIGHT, model, EIGHT.training_examples())
+    vector, mechanism = ParameterVector(model), sums(0.5, 3)
+    train_locally(vector, objective, config.train, seed=0, mechanism=mechanism)
+    assert told == ["before", "after"] * 3
+
+
 def test_steps_are_a_constant_of_the_configuration() -> None:
     config = parse_config({"strategy": "fedavg", **DP_SGD, "privacy.steps": 7})
     assert {num_steps(count, config) for count in (1, 10, 5000)} == {7}
