@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from core.errors import ConfigError
 from core.records import RunFolder
+from core.wire import Record
 from experiments.run import resume
 from pairing.configuration import parse_config
 from server.prediction import predict_bytes
@@ -76,8 +77,6 @@ def folded(
     preparation: Preparation, arrays: Mapping[int, Mapping[str, np.ndarray]]
 ) -> dict[str, torch.Tensor]:
     """FedAvg's next weights when clients send these."""
-    from core.wire import Record
-
     strategy, state = preparation.strategy, preparation.initial_state()
     accumulator = strategy.begin(state)
     for shape in preparation.client_shapes():
@@ -126,6 +125,39 @@ def test_a_task_that_no_reply_has_keeps_its_entries() -> None:
     assert "w.heads.rotation.weight" not in shapes[1].trained.weights
     found = folded(preparation, arrays)
     torch.testing.assert_close(found["w.heads.rotation.bias"], initial["w.heads.rotation.bias"] + 1)
+
+
+def test_fednova_carries_an_entry_as_far_as_its_own_clients_went() -> None:
+    """A head that one client trains ends where that one left it, whatever steps others took."""
+    preparation = prepare(parse_config(keys_of("fednova", meltr__tasks="rotation;mixup;mixup")))
+    strategy, state = preparation.strategy, preparation.initial_state()
+    rate, norms = preparation.config.train.learning_rate, (10.0, 100.0, 40.0)
+    accumulator = strategy.begin(state)
+    for shape, norm in zip(preparation.client_shapes(), norms, strict=True):
+        arrays = {  # every entry has moved by -1
+            name: np.full(spec.shape, 1 / (rate * norm), spec.dtype)
+            if name.startswith("direction/")
+            else np.zeros(spec.shape, spec.dtype)
+            for name, spec in strategy.reply_spec(shape, 1).arrays.items()
+        }
+        metrics = {"num_examples": shape.num_examples, "train_loss": 1.0, "a_norm": norm}
+        weights = preparation.workload.weights(shape.num_examples)
+        reply = Reply(shape.partition_id, Record(arrays, metrics), weights)
+        accumulator = strategy.add(accumulator, reply)
+    task = ServerTask(1, 0, None, preparation.workload, torch.device("cpu"), lambda: None)  # type: ignore[arg-type]
+    outcome = strategy.finish(state, accumulator, task)
+    counts = [shape.num_training_examples for shape in preparation.client_shapes()]
+    shares = [count / sum(counts) for count in counts]
+    effective = sum(p * a for p, a in zip(shares, norms, strict=True))
+    assert outcome.metrics["effective_steps"] == pytest.approx(effective)
+    expected = {
+        "w.heads.rotation.bias": -1.0,
+        "w.backbone.classifier.bias": -effective
+        * sum(p / a for p, a in zip(shares, norms, strict=True)),
+    }
+    for name, moved in expected.items():
+        found = outcome.state.weights[name] - state.weights[name]
+        torch.testing.assert_close(found, torch.full_like(found, moved), rtol=1e-5, atol=1e-6)
 
 
 def test_personal_entries_never_leave_their_clients(federate: Federate) -> None:
