@@ -26,6 +26,7 @@ def misfits(
     yield from _of_strategy(strategy, config, lacks)
     yield from _of_start(strategy, config)
     yield from _of_groups(strategy, config)
+    yield from _of_canaries(config)
     yield from _of_privacy(strategy, config, lacks)
     yield from _of_features(config, lacks)
 
@@ -89,6 +90,16 @@ def _of_groups(strategy: type[Strategy], config: RunConfig) -> Iterator[Problem]
         rule = (
             f"strategy {config.strategy} does not average clients' weights, of which parts could "
             f"stay personal; leave it out, or take {', '.join(others[:3])}"
+        )
+        yield Problem("groups.personal", config.groups.personal, rule)
+
+
+def _of_canaries(config: RunConfig) -> Iterable[Problem]:
+    """What an audit must see of a model to look for traces in it."""
+    if config.canaries.kind != "none" and config.groups.personal:
+        rule = (
+            "keeps parts of the model that no transcript holds, and without which an audit cannot "
+            "tell what a canary did; leave it out, or leave canaries.kind out"
         )
         yield Problem("groups.personal", config.groups.personal, rule)
 
