@@ -101,11 +101,20 @@ def test_client_that_is_killed_at_work_comes_back_as_itself(
 def test_client_that_is_killed_after_sending_is_counted(
     federation: EdgeFederation, clients: list[Process]
 ) -> None:
+    """Once the run has taken its reply; the SuperLink hands over none of a node that is off-line,
+    as one is for a moment that comes back."""
     client = clients[2]
     node_id = node_id_of(client)
     num_sent = client.text().count("Sent successfully")
+    num_answered = client.text().count("answered train")
     run = _freeze_in_round_1(federation, [clients[0]], "killed-after")
+    client.wait_for("answered train", RUN_S, count=num_answered + 1)
     client.wait_for("Sent successfully", RUN_S, count=num_sent + 2)
+    wait_until(
+        lambda: True if federation.num_untaken(node_id) == 0 else None,
+        RUN_S,
+        lambda: f"the run has not taken the reply:\n{run.text()}",
+    )
     client.kill()
     back = clients[2] = federation.start_client(federation.clients[2])
     assert node_id_of(back) == node_id
