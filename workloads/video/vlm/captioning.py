@@ -43,6 +43,7 @@ class Captioning(Task):
 
     name = "captioning"
     scores = CAPTION_SCORES
+    own_entries = ("lm",)
 
     def items(self, clip: Clip) -> list[tuple[Span | None, tuple[str, ...]]]:
         """Stretches of a video, each with all captions that tell of it."""

@@ -159,7 +159,16 @@ class Vlm(Workload):
         )
         segmented = "segmentation" in options.all_tasks
         labels = len(self.dataset.steps) + 1 if segmented else 0
-        model = VideoLanguageModel(sizes, cls=vocabulary.cls, sep=vocabulary.sep, segments=labels)
+        writes = "captioning" in options.all_tasks
+        pretrains = "pretraining" in options.all_tasks
+        model = VideoLanguageModel(
+            sizes,
+            cls=vocabulary.cls,
+            sep=vocabulary.sep,
+            predicts=writes or pretrains,
+            biased=writes or options.loss == "mfm-mlm",
+            segments=labels,
+        )
         if options.bert:
             load_bert(model, Path(options.bert).expanduser())
         return model
