@@ -9,6 +9,7 @@ from typing import Protocol
 from data.video.formats import (
     msrvtt,
     msrvtt_1k_a,
+    youcook2,
 )
 from data.video.records import Corpus, Video
 
@@ -41,4 +42,5 @@ class Format(Protocol):
 FORMATS: Mapping[str, Format] = {
     "msrvtt": msrvtt,
     "msrvtt-1k-a": msrvtt_1k_a,
+    "youcook2": youcook2,
 }
