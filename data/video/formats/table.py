@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data.video.formats import (
+    activitynet,
     msrvtt,
     msrvtt_1k_a,
     youcook2,
@@ -43,4 +44,5 @@ FORMATS: Mapping[str, Format] = {
     "msrvtt": msrvtt,
     "msrvtt-1k-a": msrvtt_1k_a,
     "youcook2": youcook2,
+    "activitynet": activitynet,
 }
