@@ -8,8 +8,10 @@ from typing import Protocol
 
 from data.video.formats import (
     activitynet,
+    charades_sta,
     msrvtt,
     msrvtt_1k_a,
+    qvhighlights,
     youcook2,
 )
 from data.video.records import Corpus, Video
@@ -45,4 +47,6 @@ FORMATS: Mapping[str, Format] = {
     "msrvtt-1k-a": msrvtt_1k_a,
     "youcook2": youcook2,
     "activitynet": activitynet,
+    "qvhighlights": qvhighlights,
+    "charades-sta": charades_sta,
 }
