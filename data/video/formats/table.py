@@ -9,6 +9,8 @@ from typing import Protocol
 from data.video.formats import (
     activitynet,
     charades_sta,
+    coin,
+    crosstask,
     msrvtt,
     msrvtt_1k_a,
     qvhighlights,
@@ -49,4 +51,6 @@ FORMATS: Mapping[str, Format] = {
     "activitynet": activitynet,
     "qvhighlights": qvhighlights,
     "charades-sta": charades_sta,
+    "crosstask": crosstask,
+    "coin": coin,
 }

@@ -22,7 +22,7 @@ def told(duration: float, *timed: tuple[float, float, str]) -> dict[str, Any]:
 
 
 @given(corpora())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_written_is_read_back(corpus: Corpus) -> None:
     check_round_trip(activitynet, corpus)
 

@@ -15,7 +15,7 @@ HEADER = "id,subject,scene,quality,relevance,verified,script,objects,description
 
 
 @given(corpora())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_written_is_read_back(corpus: Corpus) -> None:
     check_round_trip(charades_sta, corpus)
 

@@ -33,7 +33,7 @@ def lines(path: Path, *entries: dict[str, Any]) -> None:
 
 
 @given(corpora())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_written_is_read_back(corpus: Corpus) -> None:
     check_round_trip(qvhighlights, corpus)
 

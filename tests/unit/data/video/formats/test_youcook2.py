@@ -40,7 +40,7 @@ def released() -> dict[str, Any]:
 
 
 @given(corpora())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_written_is_read_back(corpus: Corpus) -> None:
     check_round_trip(youcook2, corpus)
 
