@@ -558,6 +558,11 @@ class RunConfig:
     runs: str = text(
         ".runs", "folder that run folders are made in", "a folder", lambda value: bool(value)
     )
+    start_from: str = text(
+        "",
+        "weights to start from: the folder of a run, or a .safetensors file; empty draws them by "
+        "the seed",
+    )
     resume: bool = flag(
         False, "on a network, go on with the run folder of this name; here it is an option"
     )
@@ -631,10 +636,19 @@ class RunConfig:
 
 
 def _by_content(name: str, value: Scalar) -> Scalar:
+    if name == "start-from" and value:
+        return _weights_content(Path(str(value)).expanduser())
     if name == "partition.file" and value:
         path = Path(str(value)).expanduser()
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else value
     return plugin_content(value) if isinstance(value, str) and is_plugin(value) else value
+
+
+def _weights_content(path: Path) -> str:
+    """A digest of the weights that a run starts from: of a folder, of its last checkpoint."""
+    if path.is_dir():
+        path = max(path.glob("checkpoints/round-*.safetensors"), default=path)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path)
 
 
 @dataclass(frozen=True, slots=True)

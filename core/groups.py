@@ -65,6 +65,23 @@ class ParameterGroups:
         """Whether clients send this entry and the server averages it."""
         return entry not in self.personal and entry not in self.frozen
 
+    def refuse_split(self, model: nn.Module) -> None:
+        """Refuse one parameter under two names of which different things are to become.
+
+        Raises:
+            ConfigError: With the way out.
+        """
+        names_of: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names_of.setdefault(id(parameter), []).append(name)
+        for kind, held in (("personal", self.personal), ("frozen", self.frozen)):
+            for names in names_of.values():
+                inside = [name for name in names if name in held]
+                others = [name for name in names if name not in held]
+                if inside and others:
+                    rule = f"is the same parameter as {others[0]}; name both, or neither"
+                    raise ConfigError([Problem(f"groups.{kind}", inside[0], rule)])
+
     def freeze(self, model: nn.Module) -> None:
         """Let no gradient reach what is frozen."""
         for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -14,6 +14,7 @@ Layout, all paths relative to the run folder::
     events/                TensorBoard events
     sinks.json, wandb/     by which ids other sinks know the run; Weights & Biases' local files
     checkpoints/           round-0005.safetensors: weights and server state
+    exhibits.json          what the final model made of a few examples, for people to look at
     tesserae/              round-0005.safetensors: images that clients sent, nearest real images
     clients/               a folder for each client's state between rounds, and for the replies of a
                            private one; on a network on the client's machine, with what it joined
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import RecordError
+from core.exhibits import Exhibit
 from core.scores import ACCURACY, CLASSIFICATION, MACRO_F1, Scores
 
 SCHEMA_VERSION = 3
@@ -358,6 +360,25 @@ class RunFolder:
         if not isinstance(value, dict):
             raise RecordError(f"{path} holds no JSON object")
         return value
+
+    def write_exhibits(self, exhibits: Sequence[Exhibit]) -> None:
+        """Write what people look at, whole; nothing where there is nothing."""
+        if exhibits:
+            self.write_json("exhibits", {"exhibits": [one.to_json() for one in exhibits]})
+
+    def read_exhibits(self) -> tuple[Exhibit, ...]:
+        """Read back `write_exhibits`.
+
+        Raises:
+            RecordError: They are damaged.
+        """
+        path = self.path / "exhibits.json"
+        if not path.is_file():
+            return ()
+        try:
+            return tuple(Exhibit.from_json(one) for one in self.read_json("exhibits")["exhibits"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{path} cannot be read: {error}") from error
 
     def append_round(self, record: RoundRecord) -> None:
         """Append one record and flush it to the disk."""

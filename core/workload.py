@@ -20,6 +20,7 @@ from torch import nn
 from core.config import RunConfig
 from core.errors import Problem
 from core.examples import ExampleSet
+from core.exhibits import Exhibit
 from core.groups import EntryWeights, ParameterGroups
 from core.records import EvaluationRecord
 from core.scores import Scores
@@ -118,6 +119,7 @@ class Workload(ABC):
         name: As the configuration names it.
         reads: Which of the sections ``data`` and ``model`` it reads.
         sections: Frozen dataclasses of the configuration sections that it reads, by their titles.
+        classifies: Whether its evaluations hold a confusion matrix over the classes of its data.
     """
 
     config: RunConfig
@@ -127,6 +129,7 @@ class Workload(ABC):
     name: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
     sections: ClassVar[Mapping[str, type]] = {}
+    classifies: ClassVar[bool] = False
 
     @classmethod
     def problems(cls, config: RunConfig) -> Iterable[Problem]:
@@ -183,6 +186,10 @@ class Workload(ABC):
     def evaluate(self, model: nn.Module, split: Split) -> EvaluationRecord:
         """Judge a model on a whole split; it is left in the mode it was in."""
 
+    def exhibits(self, model: nn.Module, split: Split) -> tuple[Exhibit, ...]:
+        """A few examples of what a model makes of a split, for people to look at."""
+        return ()
+
     def build_model(self, seed: int) -> nn.Module:
         """A freshly initialised model; the same seed gives the same bits on any device.
 
@@ -195,8 +202,14 @@ class Workload(ABC):
         return model.to(self.device)
 
     def groups(self, model: nn.Module) -> ParameterGroups:
-        """What of the model is shared, personal and frozen."""
-        return ParameterGroups.of(self.config.groups, model.state_dict())
+        """What of the model is shared, personal and frozen.
+
+        Raises:
+            ConfigError: A configured group is not in it, or holds a part of a tied parameter.
+        """
+        groups = ParameterGroups.of(self.config.groups, model.state_dict())
+        groups.refuse_split(model)
+        return groups
 
     def training_examples(self) -> ExampleSet:
         """The whole training split."""
@@ -213,6 +226,10 @@ class Workload(ABC):
     def is_trained(self, entry: str, partition_id: int) -> bool:
         """Whether this client trains the entry, where it is not frozen; others do not send it."""
         return True
+
+    def is_moved(self, entry: str) -> bool:
+        """Whether objectives move the entry themselves, though no gradient step does."""
+        return False
 
     def is_judged(self, entry: str) -> bool:
         """Whether an evaluation depends on the entry."""

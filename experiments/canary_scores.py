@@ -44,7 +44,7 @@ from models.registry import embedding_of
 from privacy.audit import Scores
 from server.preparation import Preparation
 from server.transcript import Exchange, Transcript
-from strategies.base import ClientTask, arrays_of
+from strategies.base import ClientTask, arrays_of, model_seed
 from strategies.feddm import FedDM
 from strategies.local_sgd import num_steps
 from strategies.mosaic import MosaicStrategy, decode, image_workload
@@ -113,7 +113,9 @@ class _Attacker:
         assert preparation.canaries is not None
         self._preparation = preparation
         self._workload = image_workload(preparation.workload)
-        self._parameters = ParameterVector(preparation.workload.build_model(0))
+        # Frozen parts are never sent: they are those of the initial model, here as anywhere.
+        initial = preparation.workload.build_model(model_seed(preparation.config))
+        self._parameters = ParameterVector(initial)
         canaries = torch.from_numpy(preparation.canaries.indices)
         self._canaries = labelled(preparation.workload.examples(canaries))
         self._others: dict[int, Examples] = {}
@@ -149,6 +151,11 @@ class _Attacker:
             self._others[partition_id] = labelled(known)
         return self._others[partition_id]
 
+    def _sent(self, exchange: Exchange) -> NamedTensors:
+        """What the server sent of the model."""
+        entries = self._parameters.model.state_dict()
+        return {name: value for name, value in exchange.sent.items() if name in entries}
+
     def _clipped(self, parts: torch.Tensor) -> torch.Tensor:
         """Parts, shape (n, d), as the run claims to clip them."""
         privacy = self._preparation.config.privacy
@@ -162,7 +169,7 @@ class _Attacker:
         self, exchange: Exchange, reply: NamedTensors, canaries: Examples, own: Examples
     ) -> torch.Tensor:
         parameters = self._parameters
-        parameters.load({k: exchange.sent[k] for k in parameters.model.state_dict()})
+        parameters.load(self._sent(exchange))
         change = self._change(exchange.sent, reply)
         if any(name in reply for name in parameters.named(parameters.values)):
             steps = num_steps(len(own), self._preparation.config)
@@ -275,7 +282,7 @@ class _Attacker:
         """The client's work as far as it is known."""
         preparation, parameters = self._preparation, self._parameters
         own = self._own(partition_id)
-        parameters.load({k: exchange.sent[k] for k in parameters.model.state_dict()})
+        parameters.load(self._sent(exchange))
         return ClientTask(
             round=exchange.round,
             partition_id=partition_id,

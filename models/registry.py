@@ -20,6 +20,9 @@ from models.resnet_cifar import ResNet32
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
 
+WITHOUT_BATCH_NORM = ("convnet", "cnn", "resnet18")
+"""Built-in models of which each example's features are its own, whatever is beside it."""
+
 
 class EmbeddingModel(Protocol):
     """A model whose logits are one linear layer on its features.
@@ -83,7 +86,7 @@ def embedding_of(model: nn.Module) -> EmbeddingModel:
         rule = (
             f"{type(model).__name__} has no {' and no '.join(missing)}, so its features cannot be "
             "matched; add them such that model(x) is classifier(embed(x)), or use "
-            f"{' or '.join(_BUILDERS)}"
+            f"{', '.join(WITHOUT_BATCH_NORM[:-1])} or {WITHOUT_BATCH_NORM[-1]}"
         )
         raise ConfigError([Problem("model.name", "", rule)])
     return cast(EmbeddingModel, model)

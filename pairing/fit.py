@@ -24,7 +24,9 @@ def misfits(
     lacks = lacking(workload, config)
     yield from _unread(workload, config)
     yield from _of_strategy(strategy, config, lacks)
+    yield from _of_start(strategy, config)
     yield from _of_groups(strategy, config)
+    yield from _of_canaries(config)
     yield from _of_privacy(strategy, config, lacks)
     yield from _of_features(config, lacks)
 
@@ -71,6 +73,16 @@ def _other_strategy(lacks: Mapping[Offer, str], config: RunConfig) -> str:
     return way_out
 
 
+def _of_start(strategy: type[Strategy], config: RunConfig) -> Iterator[Problem]:
+    """Weights to start from are the server's, which it sends."""
+    if config.start_from and not strategy.has_global_model:
+        rule = (
+            f"strategy {config.strategy} has no model at the server, and its clients start from "
+            "what the seed gives; leave it out"
+        )
+        yield Problem("start-from", config.start_from, rule)
+
+
 def _of_groups(strategy: type[Strategy], config: RunConfig) -> Iterator[Problem]:
     """Personal parts are those that an average of weights leaves out."""
     if config.groups.personal and not strategy.averages_weights:
@@ -78,6 +90,16 @@ def _of_groups(strategy: type[Strategy], config: RunConfig) -> Iterator[Problem]
         rule = (
             f"strategy {config.strategy} does not average clients' weights, of which parts could "
             f"stay personal; leave it out, or take {', '.join(others[:3])}"
+        )
+        yield Problem("groups.personal", config.groups.personal, rule)
+
+
+def _of_canaries(config: RunConfig) -> Iterable[Problem]:
+    """What an audit must see of a model to look for traces in it."""
+    if config.canaries.kind != "none" and config.groups.personal:
+        rule = (
+            "keeps parts of the model that no transcript holds, and without which an audit cannot "
+            "tell what a canary did; leave it out, or leave canaries.kind out"
         )
         yield Problem("groups.personal", config.groups.personal, rule)
 

@@ -27,6 +27,7 @@ from core.scores import Score
 from data.partition import Partition
 from report import figures
 from report.curves import curve, trains_on_clients, uploads_no_update
+from report.exhibits import showcases
 from report.failures import NO_REASON, failure_rows, left_out_of_costs, outcome_counts
 from report.images import galleries, without_images
 from report.loading import OUTCOMES, LoadedRun, load_runs
@@ -144,6 +145,7 @@ def render(comparison: Comparison) -> str:
         ],
         clients=figures.client_scores(methods) if tells_clients_apart else None,
         measured=_measured(methods),
+        showcases=showcases(methods),
         boxed=any(_num_told(method) > figures.MOST_DOTS for method in methods),
         most_dots=figures.MOST_DOTS,
         partitions=partitions[:_MOST_PARTITIONS],
@@ -171,7 +173,7 @@ def _policy(scripts: Iterable[str]) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    sources = _values(comparison.runs, "data.source")
+    sources = _values(comparison.runs, "data.source") or _values(comparison.runs, "video.source")
     return f"Federated training on {joined(sources)}" if sources else "Federated training"
 
 

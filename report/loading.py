@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from core.config import RunConfig, Scalar
 from core.errors import DataError, RecordError
+from core.exhibits import Exhibit
 from core.records import (
     EvaluationRecord,
     ReplyOutcome,
@@ -178,6 +179,7 @@ class LoadedRun:
             nothing is counted by class.
         scores: What it is judged by.
         network: What the network counted; None for a run on no network.
+        exhibits: What the final model made of a few examples.
     """
 
     folder: RunFolder
@@ -195,6 +197,7 @@ class LoadedRun:
     class_names: tuple[str, ...]
     scores: Scores
     network: NetworkTraffic | None = None
+    exhibits: tuple[Exhibit, ...] = ()
 
     def __repr__(self) -> str:
         """Short: the records themselves would fill pages of a notebook."""
@@ -374,6 +377,7 @@ def load_run(path: Path) -> LoadedRun:
         class_names=_class_names(run, num_classes, run_file),
         scores=scores,
         network=_read_network(folder),
+        exhibits=folder.read_exhibits(),
     )
 
 

@@ -14,14 +14,15 @@ from flwr.serverapp import Grid
 
 from core.config import RunConfig
 from core.device import numerics
-from core.errors import DivergedError, QuorumError, RunError
+from core.errors import ConfigError, DivergedError, Problem, QuorumError, RunError
 from core.memory import FreedMemory, keep_freed_memory
 from core.metrics import expected_accuracies
 from core.parameters import ParameterVector
 from core.progress import StepCounter
-from core.records import ClientRecord, ReplyOutcome, RoundRecord
+from core.records import ClientRecord, EvaluationRecord, ReplyOutcome, RoundRecord
 from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
+from core.workload import Workload
 from server.checkpoint import Checkpoint
 from server.client_level import PaidRound, TrustedServer
 from server.cohort import Cohort, draw_cohort
@@ -42,7 +43,7 @@ from strategies.base import (
     Strategy,
 )
 from strategies.flower import from_flower, serialise, serialised_bytes, to_flower
-from strategies.told import pooled, told_faults
+from strategies.told import is_told_apart, pooled, told_faults
 
 NETWORK_ROUND_TIMEOUT_S = 3600.0
 """For a round's replies on a network, where ``engine.round-timeout-s`` sets none: a client that
@@ -173,6 +174,7 @@ class Federation:
             self._record(now, outcome, judged, received, seconds, started, began, keep=keep)
             if hopeless is not None:
                 raise hopeless
+        self._exhibit(now)
 
     def _steps(self, cohort: Cohort) -> int:
         strategy = self._preparation.strategy
@@ -319,13 +321,14 @@ class Federation:
             ValueError: All that is wrong with it.
         """
         strategy, shape = self._preparation.strategy, self._shapes[partition_id]
+        scores = self._preparation.workload.scores
         form = reply_spec(self._preparation, shape, round)
         weights = self._preparation.workload.weights(shape.num_examples)
         reply = Reply(partition_id, from_flower(message.content, form), weights)
         if reply.record.settings.get("round") != round:
             raise ValueError(f"reply is of round {reply.record.settings.get('round')}, not {round}")
         reasons = form.violations(reply.record)
-        reasons = reasons or [*strategy.check_reply(reply, shape), *told_faults(reply)]
+        reasons = reasons or [*strategy.check_reply(reply, shape), *told_faults(reply, scores)]
         if not reasons and not 0 <= (train_s := reply.record.metrics.get("train_s", 0)) <= most_s:
             reasons = [f"train_s is {train_s:g}, but the request went out {most_s:.3g} s ago"]
         if reasons:
@@ -427,13 +430,24 @@ class Federation:
         sizes = workload.dataset.num_examples
         return pooled(told, workload.scores, sizes, preparation.config.partition.clients)
 
+    def _exhibit(self, last: Checkpoint) -> None:
+        """Keep what the final model makes of a few test examples, where the server holds it."""
+        preparation = self._preparation
+        if preparation.clients_evaluate:
+            return
+        self._parameters.load(last.state.weights)
+        found = preparation.workload.exhibits(self._parameters.model, "test")
+        self._recorder.folder.write_exhibits(found)
+
     def _evaluate(self, state: ServerState) -> FederatedEvaluation:
         workload = self._preparation.workload
         self._parameters.load(state.weights)
         model = self._parameters.model
         test = workload.evaluate(model, "test")
         validation = workload.evaluate(model, "validation")
-        if test.per_class_accuracy is None:
+        for split, found in (("test", test), ("validation", validation)):
+            _refuse_other_form(workload, split, found)
+        if test.per_class_accuracy is None or not is_told_apart(list(test.scores)):
             return FederatedEvaluation(validation, test, None)
         counts = self._preparation.partition.class_counts
         expected = expected_accuracies(test.per_class_accuracy, counts).tolist()
@@ -441,6 +455,32 @@ class Federation:
         known = counts.sum(axis=1) > 0
         own = [a if told else None for a, told in zip(expected, known, strict=True)]
         return FederatedEvaluation(validation, test, own)
+
+
+def _refuse_other_form(workload: Workload, split: str, found: EvaluationRecord) -> None:
+    """Refuse an evaluation of which clients' own would not be what the server expects.
+
+    Raises:
+        ConfigError: Says what the workload tells of itself, and does not do.
+    """
+    rule = ""
+    if tuple(found.scores) != workload.scores.names:
+        rule = (
+            f"its evaluation on {split} has the scores {', '.join(found.scores)}, and its scores "
+            f"are {', '.join(workload.scores.names)}; give the same ones, in the same order"
+        )
+    elif workload.classifies and None in (found.confusion, found.per_class_accuracy):
+        rule = (
+            f"its evaluation on {split} has no confusion matrix, and it says that it classifies; "
+            "set classifies = False, or give confusion and per_class_accuracy"
+        )
+    elif not workload.classifies and found.confusion is not None:
+        rule = (
+            f"its evaluation on {split} has a confusion matrix, and it does not say that it "
+            "classifies; set classifies = True"
+        )
+    if rule:
+        raise ConfigError([Problem("workload", workload.config.workload, rule)])
 
 
 def _after(before: Checkpoint, state: ServerState, received: Sequence[Received]) -> Checkpoint:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from core.scores import ACCURACY
 from core.wire import RecordSpec, Setting
 from privacy.plan import PrivacyPlan
 from server.cohort import draw_cohort
@@ -87,8 +86,7 @@ def reply_spec(preparation: Preparation, client: ClientShape, round: int) -> Rec
 def told_form(preparation: Preparation) -> RecordSpec:
     """Form of what clients tell of their own models in evaluated rounds, where they do."""
     workload = preparation.workload
-    has_classes = ACCURACY in workload.scores
-    num_classes = len(workload.dataset.class_names) if has_classes else 0
+    num_classes = len(workload.dataset.class_names) if workload.classifies else 0
     return told_spec(workload.scores, num_classes)
 
 

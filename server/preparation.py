@@ -28,6 +28,7 @@ from privacy.ledger import refuse_other_deal
 from privacy.plan import PrivacyPlan
 from server.privacy_plan import plan_privacy
 from server.sinks import missing_sinks
+from server.starting import load_start
 from strategies.base import ClientShape, ModelForm, ServerState, Strategy, model_seed
 from strategies.private import refuse_large_delta, refuse_unfit_model
 from strategies.table import build_strategy
@@ -161,6 +162,8 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     refuse_unfit_model(config, model, workload)
     groups = workload.groups(model)
     _refuse_unfit_groups(strategy, workload, model, groups)
+    if config.start_from:
+        load_start(model, groups, config.start_from)
     if config.partition.scheme == "own":
         partition = _nobody_yet(workload.dataset, config.partition.clients)
     else:

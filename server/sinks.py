@@ -187,6 +187,7 @@ class TensorBoardSink:
         # A new run may have been cut off before its first round was on record.
         purge_step = 0 if resumed_after is None else resumed_after + 1
         self._hides_counts = config.hides_counts
+        _await_later_name(folder.events)
         self._events: Any = SummaryWriter(str(folder.events), purge_step=purge_step)
 
     def round(self, record: RoundRecord) -> None:
@@ -198,6 +199,18 @@ class TensorBoardSink:
     def close(self, status: str) -> None:
         """Close the event file; it has no place for a status."""
         self._events.close()
+
+
+def _await_later_name(events: Path) -> None:
+    """Wait until a new event file is the last by name, in which order TensorBoard reads them.
+
+    A name begins with the second, and goes on with the process id, as text. Of two files of one
+    second the newer could be read first, and the older would then hide what the newer tells.
+    """
+    begun = f"events.out.tfevents.{int(time.time()):010d}."
+    while any(path.name.startswith(begun) for path in events.glob("events.*")):
+        time.sleep(0.05)
+        begun = f"events.out.tfevents.{int(time.time()):010d}."
 
 
 class WandbSink:

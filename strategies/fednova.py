@@ -12,7 +12,9 @@ up          ``direction/<name>`` d_k = (w_r - y_k) / (eta ||a_k||_1) of every tr
             ``train_loss``, ``a_norm`` (||a_k||_1)
 down        every entry of the state dict (w_r)
 server      tau_eff = sum_k p_k ||a_k||_1, w_{r+1} = w_r - tau_eff eta sum_k p_k d_k,
-            p_k = n_k / n; entries that are not trained are averaged by examples
+            p_k = n_k / n; of an entry that not all clients send, or that counts otherwise,
+            both sums are over its own clients by its own weights. Entries that are not
+            trained are averaged by examples
 ==========  =======================================================================
 
 A client that takes more steps no longer counts for more. Where all take equally many, it is FedAvg
@@ -23,13 +25,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
 from core.config import RunConfig, TrainConfig, number
 from core.errors import Problem
+from core.groups import EntryWeights
 from core.wire import RecordSpec
 from core.workload import Offer
 from strategies.base import (
@@ -82,6 +85,21 @@ def accumulation_vector(steps: int, config: TrainConfig, proximal_weight: float)
         response += velocity
         responses.append(response)
     return torch.tensor(responses[::-1], dtype=torch.float64)
+
+
+@dataclass(slots=True)
+class NormalisedSum(WeightedSum):
+    """Running sums, with those of the norms by which each entry's directions were divided.
+
+    Attributes:
+        norms: sum_k n_k ||a_k||_1 by the name of an array, over the replies that hold it.
+    """
+
+    norms: dict[str, float] = field(default_factory=dict)
+
+    def effective_steps(self, name: str) -> float:
+        """tau_eff of the array `name`."""
+        return self.norms[name] / self.weights[name]
 
 
 class FedNova(FedAvg):
@@ -142,16 +160,33 @@ class FedNova(FedAvg):
             reasons.append(f"a_norm is {told:.10g}, but {steps} steps give {expected:.10g}")
         return reasons
 
+    def begin(self, state: ServerState) -> NormalisedSum:
+        """Empty sums."""
+        return NormalisedSum()
+
+    def add(self, accumulator: WeightedSum, reply: Reply) -> NormalisedSum:
+        """Add n_k d_k and n_k ||a_k||_1."""
+        assert isinstance(accumulator, NormalisedSum), "what `begin` gave"
+        super().add(accumulator, reply)
+        each = EntryWeights(self.weight_of(reply), self.group_weights_of(reply))
+        a_norm, norms = float(reply.record.metrics["a_norm"]), accumulator.norms
+        for name in reply.record.arrays:
+            if name.startswith(f"{_DIRECTION}/"):
+                weight = each.of(name.removeprefix(f"{_DIRECTION}/"))
+                norms[name] = norms.get(name, 0.0) + weight * a_norm
+        return accumulator
+
     def finish(
         self, state: ServerState, accumulator: WeightedSum, task: ServerTask
     ) -> RoundOutcome:
         """tau_eff times the mean direction; without a reply the model stays as it was."""
+        assert isinstance(accumulator, NormalisedSum), "what `begin` gave"
         if accumulator.weight == 0:
             return RoundOutcome(state, {})
         effective_steps = accumulator.mean_metric("a_norm")
-        scale = -effective_steps * self.config.train.learning_rate
+        rate = self.config.train.learning_rate
         steps = {
-            name: scale * accumulator.mean(direction)
+            name: -accumulator.effective_steps(direction) * rate * accumulator.mean(direction)
             for name in state.weights
             if (direction := f"{_DIRECTION}/{name}") in accumulator.arrays
         }

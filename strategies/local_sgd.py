@@ -199,5 +199,6 @@ def _noised_gradients(
     with gradients.attached():
         for sampled in mechanism.batches(objective.num_examples):
             batch = sampled.to(objective.device)
+            objective.before_step(batch)
             gradients.fill(batch, objective.losses)
             yield nothing, batch

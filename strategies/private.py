@@ -225,24 +225,24 @@ def refuse_unfit_model(config: RunConfig, model: nn.Module, workload: Workload) 
         f"privacy.mechanism={privacy.mechanism} noises no running statistics, and needs every "
         "example to go through the model alone",
     )
+    shared, trained = workload.groups(model).is_shared, set(trainable_names(model))
+    kept = [name for name in model.state_dict() if name not in trained and shared(name)]
+    unnoised = "which nothing would noise"
     if privacy.mechanism == "client":
-        # All that is sent is noised as one vector, whatever moved it, but a buffer's bounds would
-        # not survive noise.
-        kept = [name for name, _ in model.named_buffers() if name in model.state_dict()]
+        # All that is sent is noised as one vector, whatever moved it. A buffer's bounds would not
+        # survive that, and what nobody moves would wander off with the noise.
+        buffers = {name for name, _ in model.named_buffers()}
+        kept = [name for name in kept if name in buffers or not workload.is_moved(name)]
         unnoised = "which noise would spoil"
-    else:
-        shared, trained = workload.groups(model).is_shared, set(trainable_names(model))
-        kept = [name for name in model.state_dict() if name not in trained and shared(name)]
-        unnoised = "which nothing would noise"
     if kept and privacy.mechanism in ("dp-sgd", "client"):
         rule = (
             f"{type(model).__name__} has entries that are sent and not trained by gradients "
             f"({', '.join(kept[:3])}), {unnoised}; use layers without buffers, such as "
-            "torch.nn.GroupNorm"
+            "torch.nn.GroupNorm, and name parameters that are held fixed in groups.frozen"
         )
         raise ConfigError([Problem("model.name", "", rule)])
     if privacy.is_example_level:
-        _refuse_coupling(model, workload, training=privacy.mechanism == "dp-sgd")
+        _refuse_coupling(model, workload, by_losses=privacy.mechanism == "dp-sgd")
     if privacy.mechanism == "dp-sgd":
         from privacy.dp_optimizer import unfit_layers  # imports Opacus
 
@@ -252,28 +252,38 @@ def refuse_unfit_model(config: RunConfig, model: nn.Module, workload: Workload) 
 
 
 @torch.no_grad()
-def _refuse_coupling(model: nn.Module, workload: Workload, *, training: bool) -> None:
+def _refuse_coupling(model: nn.Module, workload: Workload, *, by_losses: bool) -> None:
     """Refuse a model in which what becomes of an example depends on the examples beside it.
 
-    Tried on three; layers that draw, such as dropout, are set aside.
+    Tried on three; layers that draw, such as dropout, are set aside. With `by_losses` the losses of
+    the workload's objective in training are looked at too, for they may compare examples where the
+    model does not.
     """
     modes = {module: module.training for module in model.modules()}
-    model.train(training)
+    model.train(by_losses)
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.eval()
     on_images = hasattr(workload, "input_shape")
-    run = (_on_noise if on_images else _on_own)(model, workload)
+    runs = [_on_noise(model, workload)] if on_images else []
+    if by_losses and workload.dataset.num_examples["train"] >= 3:
+        runs.append(_on_own(model, workload))
     try:
-        together, alone = run(3), run(1)
+        found = [(run(3), run(1)) for run in runs]
     finally:
         for module, mode in modes.items():
             module.training = mode
-    if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4):
+    if any(losses.ndim == 0 for pair in found for losses in pair):
+        rule = (
+            f"clips and noises what single examples do, and workload {workload.config.workload} "
+            "makes one loss of a batch; give each example's, or set privacy.mechanism=client"
+        )
+        raise ConfigError([Problem("privacy.mechanism", "dp-sgd", rule)])
+    if not all(torch.allclose(one[:1], alone, rtol=1e-3, atol=1e-4) for one, alone in found):
         rule = (
             f"{type(model).__name__} gives an example another result beside other examples, so "
             "that one example changes the part of others and no clip bounds what it does; use "
-            "layers that look at each example alone, such as torch.nn.GroupNorm"
+            "layers, and losses, that look at each example alone, such as torch.nn.GroupNorm"
         )
         raise ConfigError([Problem("model.name", "", rule)])
 
@@ -290,10 +300,14 @@ def _on_noise(model: nn.Module, workload: Workload) -> _Run:
 
 
 def _on_own(model: nn.Module, workload: Workload) -> _Run:
-    """Losses of the first training examples."""
+    """Losses of the first training examples, each time with the same draws."""
     examples = workload.examples(torch.arange(3))
-    objective = workload.objective(model, examples, seed=0, partition_id=0)
-    return lambda count: objective.losses(torch.arange(count, device=objective.device))
+
+    def run(count: int) -> torch.Tensor:
+        objective = workload.objective(model, examples, seed=0, partition_id=0)
+        return objective.losses(torch.arange(count, device=objective.device))
+
+    return run
 
 
 def refuse_large_delta(privacy: PrivacyConfig, num_examples: Iterable[int]) -> None:

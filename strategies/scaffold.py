@@ -31,7 +31,7 @@ import torch
 
 from core.config import RunConfig, choice, number
 from core.errors import Problem
-from core.parameters import NamedTensors
+from core.parameters import NamedTensors, weights_of
 from core.wire import Array, ArraySpec, Record, RecordSpec
 from core.workload import Offer
 from strategies.base import (
@@ -148,8 +148,10 @@ class Scaffold(FedAvgClient):
         if self.config.section(ScaffoldOptions).option == "I":
             # Loaded after the local steps: a forward pass in train() mode moves buffers, and what
             # it does to them must not go into the steps or the reply.
+            trained = weights_of(parameters.model)
             parameters.load(weights)
             variate_delta = self._full_gradient(task) - old
+            parameters.load(trained)  # what the client keeps of the model, and judges
         else:
             train = self.config.train
             steps = num_steps(task.objective.num_examples, self.config)

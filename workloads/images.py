@@ -27,6 +27,7 @@ class LabelledImageWorkload(Workload):
     """A workload whose model tells images' classes: ``model(inputs)`` are logits, shape (B, C)."""
 
     reads = ("data", "model")
+    classifies = True
 
     dataset: ImageDataset
 

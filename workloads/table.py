@@ -11,10 +11,11 @@ from core.errors import ConfigError, Problem
 from core.plugins import is_plugin, load_plugin
 from core.workload import Dataset, Workload
 from workloads.meta.meltr import Meltr
+from workloads.video.vlm.workload import Vlm
 from workloads.vision import ImageClassification
 
 WORKLOADS: Mapping[str, type[Workload]] = {
-    workload.name: workload for workload in (ImageClassification, Meltr)
+    workload.name: workload for workload in (ImageClassification, Meltr, Vlm)
 }
 
 DATA_KEPT = 2

@@ -9,10 +9,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -240,12 +242,43 @@ class EdgeFederation:
                 *("--ssl-ca-certfile", str(self.authority.certificate)),
                 *("--ssl-certfile", str(server / "server.crt")),
                 *("--ssl-keyfile", str(server / "server.key")),
-                *("--database", str(self._database / f"state-{port}.db")),
+                *("--database", str(self._database_file(port))),
                 "--enable-supernode-auth",
             ],
         )
         process.wait_for("Uvicorn running on")
         return process
+
+    def kill_server(self) -> None:
+        """``kill -9`` of the SuperLink and of all that it started, runs among them, at once.
+
+        Its own processes would see only a little later that it is gone, and a run that is told to
+        end then keeps its folder until it has.
+        """
+        server = {self.superlink.pid, *descendants(self.superlink.pid)}
+        for pid in server:
+            freeze(pid)  # so that none starts another meanwhile
+        server |= descendants(self.superlink.pid)
+        for pid in server:
+            kill(pid)
+        self.superlink.kill()
+        wait_until(
+            lambda: None if any(map(is_alive, server)) else True,
+            PATIENCE_S,
+            lambda: "processes of the SuperLink live on",
+        )
+
+    def num_untaken(self, node_id: int) -> int:
+        """Requests to a node whose replies no run has taken from the SuperLink yet.
+
+        Once a run has taken a reply, nothing that happens to the node takes it back; before, the
+        SuperLink answers for a node that goes off-line.
+        """
+        signed = node_id - (1 << 64) if node_id >= 1 << 63 else node_id
+        with closing(sqlite3.connect(self._database_file(self.port), timeout=60)) as database:
+            query = "SELECT COUNT(*) FROM message_ins WHERE dst_node_id = ?"
+            count: int = database.execute(query, (signed,)).fetchone()[0]
+        return count
 
     def make_client(self, name: str, partition_id: int) -> Path:
         """A client's folder; its key is not registered yet."""
@@ -314,6 +347,9 @@ class EdgeFederation:
         told = json.loads(self.flwr("supernode", "list", CONNECTION, "--format", "json"))
         nodes: list[dict[str, Any]] = told["nodes"]
         return nodes
+
+    def _database_file(self, port: int) -> Path:
+        return self._database / f"state-{port}.db"
 
     def _configure(self) -> None:
         home = Path(self.environment["FLWR_HOME"])

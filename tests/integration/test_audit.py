@@ -268,3 +268,25 @@ def test_the_command_tells_claim_canaries_confidence_and_verdict(federate: Feder
     value = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert value["claim"] is None and value["num_canaries"] == 40
     assert value["lower_bound"] >= 0 and value["findings"]
+
+
+def test_canaries_are_seen_through_parts_that_are_frozen(federate: Federate) -> None:
+    """Of one full step the change is the sum of the gradients, at the frozen parts as they are."""
+    keys = {
+        **{k: v for k, v in tiny_keys("fedavg", rounds=1).items() if k != "partition.alpha"},
+        "partition.clients": 1,
+        "partition.scheme": "iid",
+        "data.train-examples": 60,
+        "train.batch-size": 100_000,
+        "train.local-epochs": 1,
+        "groups.frozen": "classifier",
+        "canaries.kind": "noise",
+        "canaries.count": 12,
+    }
+    path = federate(keys)
+    preparation = prepare(parse_config(keys))
+    (scores,) = score_canaries(preparation, Transcript(RunFolder.open(path).transcript)).values()
+    assert preparation.canaries is not None
+    included = preparation.canaries.included
+    assert 0 < included.sum() < len(included)
+    assert scores[included].min() > scores[~included].max()

@@ -27,7 +27,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeFederat
 
 
 def test_what_breaks_the_rules_is_not_counted(federation: EdgeFederation) -> None:
-    node_id_of(federation.start_client(federation.clients[0]))
+    # A SuperNode would ask for work every 3 s only.
+    node_id_of(federation.start_hostile(federation.clients[0], 0, "honest"))
     hostile = federation.start_hostile(federation.clients[1], 1, *MODES)
     node_id_of(hostile)
     keys = tiny_keys("fedavg", name="hostile", partition__clients=2, rounds=len(MODES))

@@ -20,6 +20,7 @@ from tests.integration.edge_federation import (
     is_alive,
     kill,
     node_id_of,
+    parent_of,
     wait_until,
     worker_of,
 )
@@ -65,53 +66,53 @@ def test_same_weights_as_in_one_process(
     assert_same_run(federate(tiny_keys("fedavg")), federation.runs / "fedavg")
 
 
-def test_worker_that_is_killed_costs_its_message(
-    federation: EdgeFederation, clients: list[Process]
+def test_a_client_whose_supernode_is_killed_starts_another_and_stays_itself(
+    clients: list[Process],
 ) -> None:
+    """It takes part in the runs that follow."""
     client = clients[0]
-    run = _freeze_in_round_1(federation, [client], "killed-worker")
-    kill(worker_of(client))
+    node_id, worker = node_id_of(client), worker_of(client)
+    [supernode] = [
+        pid
+        for pid in descendants(client.pid)
+        if parent_of(pid) == client.pid and pid != parent_of(worker)
+    ]
+    kill(supernode)
+    client.wait_for("the SuperNode ended with exit code -9: .*; starting another in 1 s")
+    client.wait_for(rf"joined \S+ as node {node_id} ", count=2)
+    assert worker_of(client) == worker
+
+
+def test_what_is_killed_in_a_round_costs_what_it_had_not_yet_answered(
+    federation: EdgeFederation, clients: list[Process]
+) -> None:
+    """The worker of the first client, the whole of the second, and the third, once the run has
+    taken its reply: the SuperLink hands over none of a node that is off-line, as one is for a
+    moment that comes back. Clients come back as themselves; the first holds the round open."""
+    frozen, at_work, done = clients
+    num_sent = done.text().count("Sent successfully")
+    num_answered = done.text().count("answered train")
+    run = _freeze_in_round_1(federation, [frozen, at_work], "killed")
+
+    done.wait_for("answered train", RUN_S, count=num_answered + 1)
+    done.wait_for("Sent successfully", RUN_S, count=num_sent + 2)
+    wait_until(
+        lambda: True if federation.num_untaken(node_id_of(done)) == 0 else None,
+        RUN_S,
+        lambda: f"the run has not taken the reply:\n{run.text()}",
+    )
+    for k in (1, 2):
+        _kill_and_start_anew(federation, clients, k)
+
+    kill(worker_of(frozen))
     killed = time.monotonic()
-    client.wait_for("answered train of run .* with an error after .*: WorkerDied", 60)
+    frozen.wait_for("answered train of run .* with an error after .*: WorkerDied", 60)
     assert time.monotonic() - killed < 60  # a claim would time out after that
+    clients[1].wait_for("answered train of run", RUN_S)
     assert run.wait(RUN_S) == 0, run.text()
-    assert failures_of(federation.runs / "killed-worker") == [(1, 0, "WorkerDied")]
-
-
-def test_client_that_is_killed_at_work_comes_back_as_itself(
-    federation: EdgeFederation, clients: list[Process]
-) -> None:
-    """And is asked in the next round; one that is at work holds the first one open for so long."""
-    client = clients[1]
-    node_id = node_id_of(client)
-    run = _freeze_in_round_1(federation, [clients[0], client], "killed-client")
-    children = descendants(client.pid)
-    client.kill()
-    wait_until(lambda: None if any(map(is_alive, children)) else True, 20, lambda: "children live")
-    back = clients[1] = federation.start_client(federation.clients[1])
-    assert node_id_of(back) == node_id
-    assert f"was not signed off as node {node_id}" in back.text()
-    kill(worker_of(clients[0]))
-    back.wait_for("answered train of run", RUN_S)
-    assert run.wait(RUN_S) == 0, run.text()
-    failures = failures_of(federation.runs / "killed-client")
+    failures = failures_of(federation.runs / "killed")
+    assert failures[0] == (1, 0, "WorkerDied")
     assert [(r, partition_id) for r, partition_id, _ in failures] == [(1, 0), (1, 1)]
-
-
-def test_client_that_is_killed_after_sending_is_counted(
-    federation: EdgeFederation, clients: list[Process]
-) -> None:
-    client = clients[2]
-    node_id = node_id_of(client)
-    num_sent = client.text().count("Sent successfully")
-    run = _freeze_in_round_1(federation, [clients[0]], "killed-after")
-    client.wait_for("Sent successfully", RUN_S, count=num_sent + 2)
-    client.kill()
-    back = clients[2] = federation.start_client(federation.clients[2])
-    assert node_id_of(back) == node_id
-    kill(worker_of(clients[0]))
-    assert run.wait(RUN_S) == 0, run.text()
-    assert failures_of(federation.runs / "killed-after") == [(1, 0, "WorkerDied")]
 
 
 def test_client_leaves_when_told_and_takes_all_its_processes(
@@ -127,6 +128,17 @@ def test_client_leaves_when_told_and_takes_all_its_processes(
     assert not any(map(is_alive, children))
     online = {node["node-id"]: node["status"] for node in federation.nodes()}
     assert online[str(node_id_of(client))] == "offline"
+
+
+def _kill_and_start_anew(federation: EdgeFederation, clients: list[Process], k: int) -> None:
+    """Nothing of client k lives on, and it is the same node again."""
+    client = clients[k]
+    node_id, children = node_id_of(client), descendants(client.pid)
+    client.kill()
+    wait_until(lambda: None if any(map(is_alive, children)) else True, 20, lambda: "children live")
+    back = clients[k] = federation.start_client(federation.clients[k])
+    assert node_id_of(back) == node_id
+    assert f"was not signed off as node {node_id}" in back.text()
 
 
 def _freeze_in_round_1(federation: EdgeFederation, frozen: Sequence[Process], name: str) -> Process:

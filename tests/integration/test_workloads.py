@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.errors import ConfigError
 from core.records import RunFolder
+from core.wire import Record
 from experiments.run import resume
 from pairing.configuration import parse_config
 from server.prediction import predict_bytes
@@ -75,8 +77,6 @@ def folded(
     preparation: Preparation, arrays: Mapping[int, Mapping[str, np.ndarray]]
 ) -> dict[str, torch.Tensor]:
     """FedAvg's next weights when clients send these."""
-    from core.wire import Record
-
     strategy, state = preparation.strategy, preparation.initial_state()
     accumulator = strategy.begin(state)
     for shape in preparation.client_shapes():
@@ -127,6 +127,39 @@ def test_a_task_that_no_reply_has_keeps_its_entries() -> None:
     torch.testing.assert_close(found["w.heads.rotation.bias"], initial["w.heads.rotation.bias"] + 1)
 
 
+def test_fednova_carries_an_entry_as_far_as_its_own_clients_went() -> None:
+    """A head that one client trains ends where that one left it, whatever steps others took."""
+    preparation = prepare(parse_config(keys_of("fednova", meltr__tasks="rotation;mixup;mixup")))
+    strategy, state = preparation.strategy, preparation.initial_state()
+    rate, norms = preparation.config.train.learning_rate, (10.0, 100.0, 40.0)
+    accumulator = strategy.begin(state)
+    for shape, norm in zip(preparation.client_shapes(), norms, strict=True):
+        arrays = {  # every entry has moved by -1
+            name: np.full(spec.shape, 1 / (rate * norm), spec.dtype)
+            if name.startswith("direction/")
+            else np.zeros(spec.shape, spec.dtype)
+            for name, spec in strategy.reply_spec(shape, 1).arrays.items()
+        }
+        metrics = {"num_examples": shape.num_examples, "train_loss": 1.0, "a_norm": norm}
+        weights = preparation.workload.weights(shape.num_examples)
+        reply = Reply(shape.partition_id, Record(arrays, metrics), weights)
+        accumulator = strategy.add(accumulator, reply)
+    task = ServerTask(1, 0, None, preparation.workload, torch.device("cpu"), lambda: None)  # type: ignore[arg-type]
+    outcome = strategy.finish(state, accumulator, task)
+    counts = [shape.num_training_examples for shape in preparation.client_shapes()]
+    shares = [count / sum(counts) for count in counts]
+    effective = sum(p * a for p, a in zip(shares, norms, strict=True))
+    assert outcome.metrics["effective_steps"] == pytest.approx(effective)
+    expected = {
+        "w.heads.rotation.bias": -1.0,
+        "w.backbone.classifier.bias": -effective
+        * sum(p / a for p, a in zip(shares, norms, strict=True)),
+    }
+    for name, moved in expected.items():
+        found = outcome.state.weights[name] - state.weights[name]
+        torch.testing.assert_close(found, torch.full_like(found, moved), rtol=1e-5, atol=1e-6)
+
+
 def test_personal_entries_never_leave_their_clients(federate: Federate) -> None:
     path = federate(keys_of(groups__personal="phi"))
     whole = prepare(parse_config(keys_of()))
@@ -175,6 +208,26 @@ def test_clients_with_heads_of_their_own_judge_their_own_models(
     assert not torch.equal(personal[0], personal[1])
 
 
+@pytest.mark.parametrize("option", ["I", "II"])
+def test_a_client_of_scaffold_judges_the_model_that_it_trained(
+    option: str, federate: Federate
+) -> None:
+    """Of one client and eta_g = 1 the server's weights are the client's own."""
+    keys = tiny_keys("scaffold", scaffold__option=option, groups__personal="classifier", rounds=1)
+    dealt = {k: v for k, v in keys.items() if k != "partition.alpha"}
+    keys = {**dealt, "partition.clients": 1, "partition.scheme": "iid"}
+    path, preparation = federate(keys), prepare(parse_config(keys))
+    own = kept(path, 0, 1)
+    personal = {n.removeprefix("personal/"): v for n, v in own.items() if n.startswith("personal/")}
+    model = preparation.workload.build_model(0)
+    model.load_state_dict(tensors(path, 1) | personal)
+    told = RunFolder.open(path).read_rounds()[-1].test
+    assert told is not None
+    expected = preparation.workload.evaluate(model, "test")
+    assert told.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert told.confusion == expected.confusion
+
+
 def test_a_personal_head_is_trained_as_if_it_were_shared(federate: Federate) -> None:
     """With one client nothing is averaged, so that what is personal makes no difference."""
     one = {"partition.clients": 1, "partition.scheme": "iid"}
@@ -220,3 +273,64 @@ def test_meltr_at_client_level_is_private_and_tells_no_measures(federate: Federa
     assert all(
         not client.metrics.keys() & {"loss/mixup", "num_examples"} for client in last.clients
     )
+
+
+CLASSIFIERS = """
+import dataclasses
+
+from core.scores import ACCURACY, MACRO_F1, Score, Scores
+from workloads.vision import ImageClassification
+
+
+class Topped(ImageClassification):
+    name = "topped"
+    scores = Scores([Score("top_all", "top-10", is_percent=True), ACCURACY])
+
+    def evaluate(self, model, split):
+        found = super().evaluate(model, split)
+        own = {"top_all": 1.0, "accuracy": found.scores["accuracy"]}
+        return dataclasses.replace(found, scores=own)
+
+
+class Plain(ImageClassification):
+    name = "plain"
+    scores = Scores([ACCURACY])
+    classifies = False
+
+    def evaluate(self, model, split):
+        found = super().evaluate(model, split)
+        own = {"accuracy": found.scores["accuracy"]}
+        return dataclasses.replace(found, scores=own, confusion=None, per_class_accuracy=None)
+
+
+class Mute(Plain):
+    name = "mute"
+    classifies = True
+"""
+
+
+@pytest.mark.parametrize("name", ["Topped", "Plain"])
+@pytest.mark.parametrize("strategy", ["local", "fedavg"])
+def test_what_clients_tell_goes_by_the_workloads_scores(
+    name: str, strategy: str, federate: Federate, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(CLASSIFIERS)
+    personal = {"groups.personal": "classifier"} if strategy == "fedavg" else {}
+    keys = {**tiny_keys(strategy, rounds=1), **personal}
+    last = RunFolder.open(federate({**keys, "workload": f"{tmp_path}/own.py:{name}"})).read_rounds()
+    record = last[-1]
+    assert [client.outcome for client in record.clients] == ["counted"] * 3
+    assert record.test is not None and record.client_scores is not None
+    assert (record.test.confusion is not None) == (name == "Topped")
+    if name == "Topped":
+        assert record.test.scores["top_all"] == 1.0 and record.client_scores == [1.0] * 3
+    else:
+        assert record.test.scores["accuracy"] == pytest.approx(sum(record.client_scores) / 3)  # type: ignore[arg-type]
+
+
+def test_an_evaluation_that_is_not_what_was_announced_is_refused(
+    federate: Federate, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(CLASSIFIERS)
+    with pytest.raises(ConfigError, match="has no confusion matrix, and it says that it classif"):
+        federate({**tiny_keys("local"), "workload": f"{tmp_path}/own.py:Mute"})

@@ -353,6 +353,10 @@ class Meltr(LabelledImageWorkload):
         others = [task for task in self.options.all_tasks if task not in tasks]
         return not any(is_in(entry, f"{place}.{task}") for task in others for place in _BY_TASK)
 
+    def is_moved(self, entry: str) -> bool:
+        """The learned loss."""
+        return self.learns and is_in(entry, "phi")
+
     def is_judged(self, entry: str) -> bool:
         """The backbone alone: neither the learned loss nor heads of auxiliary tasks."""
         return is_in(entry, "w.backbone")

@@ -35,6 +35,21 @@ def test_groups_that_do_not_fit_the_model_are_refused(config: GroupsConfig, told
         ParameterGroups.of(config, ENTRIES)
 
 
+@pytest.mark.parametrize("kind", ["personal", "frozen"])
+def test_a_tied_parameter_is_in_a_group_by_all_its_names(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+
+    def split(names: str) -> None:
+        config = GroupsConfig(**{kind: names})
+        ParameterGroups.of(config, model.state_dict()).refuse_split(model)
+
+    with pytest.raises(ConfigError, match=rf"groups\.{kind}=1\.weight: is the same .* 0\.weight"):
+        split("1")
+    split("0,1")
+    split("")
+
+
 def test_the_innermost_group_tells_the_weight() -> None:
     weights = EntryWeights(90, {"phi": 10, "phi.head": 7})
     assert [weights.of(name) for name in ENTRIES] == [10, 7, 90, 90, 90]

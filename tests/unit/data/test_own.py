@@ -64,9 +64,7 @@ def test_a_train_folder_is_taken_and_what_lies_beside_it_is_not(tmp_path: Path) 
     assert load_own(tmp_path / "mine", FORM).labels.tolist() == [1, 1]
 
 
-@settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(0, 2), min_size=1, max_size=12),
     st.permutations(FORM.class_names),

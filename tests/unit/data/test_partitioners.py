@@ -43,7 +43,7 @@ def same(one: Partition, other: Partition) -> bool:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 2**31 - 1),
     clients=st.integers(5, 12),

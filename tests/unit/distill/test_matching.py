@@ -327,7 +327,7 @@ def test_in_bf16_the_gradient_points_where_it_does_in_float32() -> None:
     assert nn.functional.cosine_similarity(found[0], found[1], dim=0) > 0.99
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(1, 9))
 def test_real_batches_are_fresh_and_without_replacement(batch: int, size: int) -> None:
     from distill.matching import _sample

@@ -202,7 +202,7 @@ def neighbours(case: Case, size: int) -> tuple[Examples, Examples, Examples]:
     return chosen(kept), chosen(kept, last), chosen(slice(1, size), last)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.integers(0, 6),
     seed=st.integers(0, 4),
@@ -254,7 +254,6 @@ def test_the_test_above_catches_clipping_of_a_class() -> None:
     assert moved > 2 * clip
 
 
-@settings(deadline=None)
 @given(
     size=st.integers(0, 6),
     features=st.integers(1, 5),

@@ -11,7 +11,7 @@ from torch import nn
 from core.config import ModelConfig
 from core.errors import ConfigError
 from models.convnet import ConvNet
-from models.registry import build_model, embedding_of, refuse_batch_norm
+from models.registry import WITHOUT_BATCH_NORM, build_model, embedding_of, refuse_batch_norm
 
 SHAPE = (1, 8, 8)
 
@@ -169,7 +169,7 @@ def test_a_users_function_that_does_not_do_its_part(plugin: str, name: str, mess
         build_model(ModelConfig(name=f"{plugin}:{name}"), SHAPE, 3, seed=1)
 
 
-@pytest.mark.parametrize("name", ["convnet", "cnn", "resnet18"])
+@pytest.mark.parametrize("name", WITHOUT_BATCH_NORM)
 def test_built_in_models_have_features_and_no_batch_norm(name: str) -> None:
     model = build_model(ModelConfig(name=name), SHAPE, 3, seed=0)
     assert id(embedding_of(model)) == id(model)
@@ -179,8 +179,9 @@ def test_built_in_models_have_features_and_no_batch_norm(name: str) -> None:
 
 
 def test_a_model_without_features_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"Linear has no method embed.* and no torch.nn.Li"):
+    with pytest.raises(ConfigError, match=r"Linear has no method embed.* and no torch.nn.Li") as no:
         embedding_of(nn.Linear(2, 2))
+    assert str(no.value).endswith("or use convnet, cnn or resnet18")  # which all that ask take
     model = ConvNet(SHAPE, 2, width=2, depth=1)
     model.classifier = nn.Identity()  # type: ignore[assignment]
     with pytest.raises(ConfigError, match=r"ConvNet has no torch.nn.Linear called classifier.*use"):

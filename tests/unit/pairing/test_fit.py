@@ -84,6 +84,12 @@ def test_features_that_look_at_labelled_images_need_them() -> None:
     parse_config({"strategy": "fedavg", "workload": "meltr", "attack.kind": "label-flip"})
 
 
+def test_an_audit_needs_the_whole_model() -> None:
+    told = refusal(strategy="fedavg", canaries__kind="noise", groups__personal="classifier")
+    assert "keeps parts of the model that no transcript holds" in told
+    parse_config({"strategy": "fedavg", "canaries.kind": "noise", "groups.frozen": "classifier"})
+
+
 def test_keys_of_a_workload_are_its_own() -> None:
     told = refusal(strategy="fedavg", meltr__update_every=5)
     assert "workload classification does not read it (only meltr)" in told

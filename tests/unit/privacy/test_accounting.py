@@ -152,7 +152,7 @@ def rdp_of(sigma: float, q: float, steps: int) -> float:
     return epsilon([Segment(sigma, q, steps)], DELTA, "rdp").value
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(SIGMAS, RATES, STEPS, st.floats(1.05, 3.0))
 def test_rdp_grows_with_rounds_and_rate_and_falls_with_noise(
     sigma: float, q: float, steps: int, factor: float
@@ -325,7 +325,7 @@ def test_a_calibrated_noise_costs_what_it_was_made_for(
     assert len(evaluated) <= 8
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.floats(0.05, 500.0), RATES, STEPS)
 def test_so_does_one_calibrated_by_rdp(target: float, q: float, steps: int) -> None:
     found = calibrate(target, delta=DELTA, sampling_rate=q, steps=steps, accountant="rdp")

@@ -16,7 +16,7 @@ from flwr.serverapp import (
     SamplingMethod,
 )
 from flwr.supercore.differential_privacy import compute_clip_model_update, compute_stdv
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -120,7 +120,6 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(one - other))
 
 
-@settings(deadline=None)
 @given(rounds())
 def test_one_client_moves_the_sum_by_at_most_the_clip(
     case: tuple[list[NamedTensors], NamedTensors, float],

@@ -117,7 +117,7 @@ def test_physical_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.allclose(case.filled(batch, mechanism(0.3, 0.0, NoNoise())), whole)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.integers(0, 12),
     seed=st.integers(0, 5),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -27,7 +27,6 @@ def sums(
     )
 
 
-@settings(deadline=None)
 @given(
     norms=st.lists(st.floats(0, 1e6), min_size=0, max_size=8),
     clip=st.floats(1e-3, 1e3),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.records import ClientRecord, ReplyOutcome, RoundRecord
@@ -143,7 +143,6 @@ occurrences = st.lists(
 
 
 @given(occurrences)
-@settings(suppress_health_check=[HealthCheck.too_slow])
 def test_every_failure_is_in_one_row_and_rows_are_few(failures: list[Occurrence]) -> None:
     groups = _groups(failures)
     shared = [failure for group in groups for failure in group]

@@ -37,7 +37,7 @@ def test_without_clients_nobody_is_asked() -> None:
     assert draw_cohort(config_of(strategy="centralized"), [], 1) == Cohort((), (), {}, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.integers(1, 10),
     over=st.floats(0, 3),

@@ -9,6 +9,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -628,3 +629,18 @@ def test_a_sink_that_cannot_be_opened_ends_the_run_and_closes_the_others(
     with pytest.raises(RunError, match=r"MLflow cannot be opened.*MLFLOW_TRACKING_URI"):
         open_sinks(config_of(folder, mlflow=True), folder, None)
     assert closed == ["failed"]
+
+
+def test_the_event_file_of_a_run_that_goes_on_at_once_is_read_last(folder: RunFolder) -> None:
+    """Process ids are told as text: 1000 comes before 999."""
+    folder.events.mkdir()
+    for second in (int(time.time()), int(time.time()) + 1):
+        (folder.events / f"events.out.tfevents.{second:010d}.~.999.0").touch()
+    before = {path.name for path in folder.events.iterdir()}
+    sinks = open_sinks(config_of(folder), folder, None)
+    try:
+        (made,) = {path.name for path in folder.events.iterdir()} - before
+        assert made > max(before)
+    finally:
+        for sink in sinks:
+            sink.close("complete")

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from scipy import stats
 from torch import nn
 
-from core.config import RunConfig
+from core.config import GroupsConfig, RunConfig
 from core.errors import ConfigError
-from core.examples import Examples
+from core.examples import Examples, ExampleSet, labelled
 from core.parameters import ParameterVector
+from core.seeds import torch_generator
+from core.workload import Objective
 from models.convnet import ConvNet
 from pairing.configuration import parse_config
 from privacy.mechanism import GaussianSums
@@ -32,7 +36,19 @@ from tests.conftest import tiny_keys
 from tests.unit.privacy.noises import NoNoise
 from tests.unit.strategies.toy import ToyObjective, ToyWorkload
 
-EIGHT = ToyWorkload(input_shape=(1, 8, 8))
+
+@dataclass(frozen=True)
+class Eight(ToyWorkload):
+    """Images that are 8 pixels wide."""
+
+    input_shape: tuple[int, int, int] = (1, 8, 8)
+
+    def training_examples(self) -> Examples:
+        inputs = torch.randn(20, 1, 8, 8, generator=torch_generator(1))
+        return Examples(inputs, torch.arange(20) % 2)
+
+
+EIGHT = Eight()
 DP_SGD = {"privacy.mechanism": "dp-sgd", "privacy.epsilon": 4.0}
 MATCHING = {"feddm.initialisation": "noise", "privacy.epsilon": 4.0}
 
@@ -248,6 +264,59 @@ def test_a_model_that_couples_examples_is_refused(keys: dict[str, object]) -> No
     assert model.training and model.drop.training
 
 
+class Compared(ToyObjective):
+    """Of each example, how much worse it is than the mean of its batch."""
+
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        found = super().losses(batch)
+        return found - found.mean()
+
+
+class OfBatch(ToyObjective):
+    def losses(self, batch: torch.Tensor) -> torch.Tensor:
+        return super().losses(batch).mean()
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(Compared, "beside other examples"), (OfBatch, "makes one loss of a batch")],
+)
+def test_a_loss_that_couples_examples_is_refused_though_its_model_does_not(
+    kind: type[ToyObjective], told: str
+) -> None:
+    class Coupling(Eight):
+        def objective(
+            self, model: nn.Module, examples: ExampleSet, *, seed: int, partition_id: int | None
+        ) -> Objective:
+            return kind(self, model, labelled(examples))
+
+    model = ConvNet((1, 8, 8), 3, width=4, depth=2)
+    config = parse_config({"strategy": "fedavg", **DP_SGD})
+    refuse_unfit_model(config, model, EIGHT)
+    with pytest.raises(ConfigError, match=told):
+        refuse_unfit_model(config, model, Coupling())
+
+
+def test_noise_at_client_level_spares_what_nobody_moves() -> None:
+    """A parameter that is held fixed would wander off with the noise, round after round."""
+    config = parse_config(
+        {"strategy": "fedavg", "privacy.mechanism": "client", "privacy.epsilon": 4}
+    )
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    refuse_unfit_model(config, model, EIGHT)
+    model[0].weight.requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"0\.weight\), which noise would spoil.*groups\.frozen"):
+        refuse_unfit_model(config, model, EIGHT)
+    frozen = dataclasses.replace(config, groups=GroupsConfig(frozen="0.weight"))
+    refuse_unfit_model(config, model, Eight(frozen))
+
+    class Moving(Eight):
+        def is_moved(self, entry: str) -> bool:
+            return entry == "0.weight"
+
+    refuse_unfit_model(config, model, Moving())
+
+
 def test_untrained_entries_that_would_be_sent_are_refused() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
@@ -325,6 +394,24 @@ def test_noise_is_added_once_a_step_at_the_stated_scale() -> None:
     low, high = stats.chi2.ppf([1e-6, 1 - 1e-6], len(start))
     assert len(start) == 2002 and high < 1.2 * len(start)
     assert low < float((moved - start).double().square().sum() / variance) < high
+
+
+def test_an_objective_is_told_of_noised_steps_as_of_others() -> None:
+    told: list[str] = []
+
+    class Listening(ToyObjective):
+        def before_step(self, batch: torch.Tensor) -> None:
+            told.append("before")
+
+        def after_step(self, batch: torch.Tensor) -> None:
+            told.append("after")
+
+    config = parse_config({"strategy": "fedavg", **DP_SGD})
+    model = ConvNet((1, 8, 8), 3, width=4, depth=2)
+    objective = Listening(EIGHT, model, EIGHT.training_examples())
+    vector, mechanism = ParameterVector(model), sums(0.5, 3)
+    train_locally(vector, objective, config.train, seed=0, mechanism=mechanism)
+    assert told == ["before", "after"] * 3
 
 
 def test_steps_are_a_constant_of_the_configuration() -> None:

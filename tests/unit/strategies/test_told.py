@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from core.metrics import evaluation_of
 from core.records import EvaluationRecord
-from core.scores import CLASSIFICATION, Score, Scores
+from core.scores import ACCURACY, CLASSIFICATION, MACRO_F1, Score, Scores
 from core.wire import Record
 from strategies.base import Reply
 from strategies.told import pooled, tell, told_faults, told_spec
@@ -16,6 +18,7 @@ RANKS = Scores(
         Score("rank", "rank", is_percent=False, higher_is_better=False),
     ]
 )
+TOP_5 = Score("top_5", "top-5 accuracy", is_percent=True)
 FIRST, SECOND = np.array([[3, 1], [0, 4]]), np.array([[2, 2], [4, 0]])
 
 
@@ -68,10 +71,46 @@ def test_what_is_told_fits_its_form(scores: Scores, num_classes: int) -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     honest = reply(0, FIRST, 1.0, [1, 1])
-    assert told_faults(honest) == []
+    assert told_faults(honest, CLASSIFICATION) == []
     arrays = {**honest.record.arrays, "test_confusion": FIRST - 2}
     metrics = {**honest.record.metrics, "own_score": 1.5}
-    assert told_faults(Reply(0, Record(arrays, metrics))) == [
+    assert told_faults(Reply(0, Record(arrays, metrics)), CLASSIFICATION) == [
         "own_score is 1.5, expected 0 to 1",
         "test_confusion holds -2, expected counts of at least one image",
     ]
+    unequal = {"test_recall": 50.0, "test_rank": 50.0}
+    assert told_faults(Reply(0, Record(metrics=unequal)), RANKS) == [
+        "test_recall is 50, expected 0 to 1"
+    ]
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        Scores([ACCURACY, MACRO_F1, TOP_5]),
+        Scores([TOP_5, ACCURACY]),
+        Scores([MACRO_F1]),
+        Scores([ACCURACY]),
+    ],
+    ids=lambda scores: "+".join(scores.names),
+)
+def test_scores_beside_those_of_a_matrix_are_told_too(scores: Scores) -> None:
+    """Whatever a workload with classes is judged by, all of it arrives, in its order."""
+    told, own = {}, []
+    for k, (confusion, top) in enumerate([(FIRST, 0.9), (SECOND, 0.7)]):
+        found = evaluation_of(confusion, 1.0)
+        values = {**found.scores, "top_5": top}
+        judged = dataclasses.replace(found, scores={name: values[name] for name in scores.names})
+        arrays, metrics = tell(judged, judged, [1, 3])
+        assert told_spec(scores, 2).violations(Record(arrays, metrics)) == []
+        told[k] = Reply(k, Record(arrays, metrics))
+        recalls = np.diag(confusion) / confusion.sum(axis=1)
+        by_accuracy = (recalls[0] + 3 * recalls[1]) / 4
+        own.append(by_accuracy if scores.primary == ACCURACY else judged.primary)
+    pool = pooled(told, scores, {"validation": 8, "test": 8}, 2)
+    assert pool is not None and pool.test.confusion == (FIRST + SECOND).tolist()
+    each = [{**evaluation_of(m, 1.0).scores, "top_5": t} for m, t in ((FIRST, 0.9), (SECOND, 0.7))]
+    means = {name: (each[0][name] + each[1][name]) / 2 for name in scores.names}
+    assert list(pool.test.scores) == list(means)
+    assert pool.test.scores == pytest.approx(means)
+    assert pool.client_scores == pytest.approx(own)

@@ -63,8 +63,8 @@ def may_attend(
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The mask as BERT adds it to its scores: 0 or the least number, shape (B, 1, L, L)."""
-    least = torch.finfo(dtype).min
-    return torch.where(allowed, 0.0, least).to(dtype).unsqueeze(1)
+    zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return zeros.masked_fill(~allowed, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def _pairs(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

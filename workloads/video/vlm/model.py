@@ -66,18 +66,31 @@ class VideoLanguageModel(nn.Module):
     video, however long the video before it is.
     """
 
-    def __init__(self, sizes: EncoderSizes, *, segments: int = 0) -> None:
+    def __init__(
+        self,
+        sizes: EncoderSizes,
+        *,
+        cls: int,
+        sep: int,
+        predicts: bool = True,
+        biased: bool = True,
+        segments: int = 0,
+    ) -> None:
         """Draw all weights from torch's global generator.
 
         Args:
             sizes: Of the encoder.
+            cls: Id of ``[CLS]`` in the vocabulary.
+            sep: Id of ``[SEP]``.
+            predicts: Whether a task predicts tokens; else the head of equation 4 is left out.
+            biased: Whether one of them has a bias for each word; else that is left out.
             segments: Labels of action segmentation; 0 leaves its classifier out.
         """
         super().__init__()
         from transformers import BertConfig, BertModel
         from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-        self.sizes = sizes
+        self.sizes, self._cls, self._sep = sizes, cls, sep
         config = BertConfig(
             vocab_size=sizes.num_words,
             hidden_size=sizes.width,
@@ -96,8 +109,10 @@ class VideoLanguageModel(nn.Module):
             nn.LayerNorm(sizes.width),
             nn.Linear(sizes.width, sizes.width),
         )
-        self.lm = nn.ModuleDict({"transform": BertPredictionHeadTransform(config)})  # type: ignore[no-untyped-call]
-        self.lm.register_parameter("bias", nn.Parameter(torch.zeros(sizes.num_words)))
+        transform = BertPredictionHeadTransform(config)  # type: ignore[no-untyped-call]
+        self.lm = nn.ModuleDict({"transform": transform} if predicts else {})
+        bias = nn.Parameter(torch.zeros(sizes.num_words)) if predicts and biased else None
+        self.lm.register_parameter("bias", bias)
         heads = {"segmentation": nn.Linear(sizes.width, segments)} if segments else {}
         self.heads = nn.ModuleDict(heads)
 
@@ -107,9 +122,9 @@ class VideoLanguageModel(nn.Module):
         return self.encoder.embeddings.word_embeddings.weight
 
     @property
-    def vocabulary_bias(self) -> torch.Tensor:
-        """Bias of each word's logit, shape (|D|,)."""
-        return cast(torch.Tensor, self.lm.bias)
+    def vocabulary_bias(self) -> torch.Tensor | None:
+        """Bias of each word's logit, shape (|D|,), where a task has one."""
+        return cast("torch.Tensor | None", self.lm.bias)
 
     def video_tokens(self, features: torch.Tensor) -> torch.Tensor:
         """Video tokens (x_v, equation 1), shape (..., d), of features, shape (..., D)."""
@@ -162,14 +177,7 @@ class VideoLanguageModel(nn.Module):
 
     def word_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits over the vocabulary, shape (..., |D|)."""
-        return self.predictions(hidden) @ self.words.T + self.vocabulary_bias
-
-    _cls: int = 2
-    _sep: int = 3
-
-    def name_special(self, cls: int, sep: int) -> None:
-        """Say which ids ``[CLS]`` and ``[SEP]`` have in the vocabulary."""
-        self._cls, self._sep = cls, sep
+        return nn.functional.linear(self.predictions(hidden), self.words, self.vocabulary_bias)
 
     def _special(self, word: int, count: int) -> torch.Tensor:
         return self.words[word].expand(count, 1, -1)
@@ -249,9 +257,11 @@ def load_bert(model: VideoLanguageModel, folder: Path) -> None:
         model.encoder.load_state_dict(state)
         prefix = "cls.predictions.transform."
         transform = {n.removeprefix(prefix): v for n, v in theirs.items() if n.startswith(prefix)}
-        model.lm["transform"].load_state_dict(transform)
-        with torch.no_grad():
-            model.vocabulary_bias.copy_(theirs["cls.predictions.bias"])
+        for head in model.lm.values():
+            head.load_state_dict(transform)
+        if model.vocabulary_bias is not None:
+            with torch.no_grad():
+                model.vocabulary_bias.copy_(theirs["cls.predictions.bias"])
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise DataError(
             f"vlm.bert={folder}: its weights do not load: {error}; give a folder that BERT was "

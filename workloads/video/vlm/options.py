@@ -36,9 +36,6 @@ class VlmOptions:
         f"names out of {', '.join(TASKS)}, separated by commas; sets of them by semicolons",
         _are_tasks,
     )
-    start: str = text(
-        "", "weights to start from: a run's folder or a .safetensors file; empty draws them"
-    )
     bert: str = text(
         "", "folder with a BERT's weights and tokenizer to start from; empty draws them"
     )
@@ -108,9 +105,6 @@ class VlmOptions:
         if self.width % self.heads:
             rule = f"must be a multiple of vlm.heads={self.heads}"
             yield Problem("vlm.width", str(self.width), rule)
-        if self.start and self.bert:
-            rule = "and vlm.start give both weights to start from; leave one out"
-            yield Problem("vlm.bert", self.bert, rule)
         if self.window_step > self.max_video:
             rule = f"must be at most vlm.max-video={self.max_video}, or seconds are left out"
             yield Problem("vlm.window-step", str(self.window_step), rule)

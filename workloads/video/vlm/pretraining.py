@@ -1,189 +1,132 @@
-"""Pre-training by masking: MFM-MLM, masked modality model, masked token loss (section 3).
-
-=================  ==============================================================================
-some tokens        the masked frame and masked language models (MFM-MLM): every video token and
-                   every text token is masked with a probability of its own
-all text           the masked modality model: every text token is masked, no video token is
-all video          the masked modality model: every video token is masked, no text token is
-=================  ==============================================================================
-
-A masked video token is the token of a feature of zeros; what it is to be is the token of its own
-feature, into which gradients flow too. ``[CLS]``, ``[SEP]`` and padding are never masked.
-"""
+"""Pre-training: masked tokens of clips that are drawn out of videos and what is said in them."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
-from torch.nn import functional
 
-from workloads.video.text import Vocabulary
-from workloads.video.vlm.model import Tokens, VideoLanguageModel
+from core.errors import DataError
+from core.scores import Score
+from core.seeds import torch_generator
+from workloads.video.dataset import Clip, VideoDataset
+from workloads.video.vlm.clips import Pair, sample_pairs
+from workloads.video.vlm.localization import STEP_RECALL, Localization
+from workloads.video.vlm.masking import MaskedLoss, Masking, mask_tokens, masked_loss
+from workloads.video.vlm.model import VideoLanguageModel
+from workloads.video.vlm.retrieval import RETRIEVAL_SCORES, Retrieval
+from workloads.video.vlm.task import Judgement, Task, nothing
 
-SOME, ALL_TEXT, ALL_VIDEO = 0, 1, 2
-KEPT, REPLACED = 0.1, 0.1
-"""Of masked words, the share that stays as it is and the share that another word stands for."""
+JUDGING_SEED = 0
+"""Of the clips and maskings that pre-training is judged on: the same for every run and round."""
+
+CHUNK = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Masking:
-    """How a batch is masked.
+class Pretraining(Task):
+    """Masked tokens of clips that are drawn anew for every batch.
 
-    Attributes:
-        modality_rate: Share of examples of which a whole modality is masked, text and video evenly
-            (p_mm).
-        token_rate: Probability with which each token of the others is masked.
-        corrupts_modality: Whether BERT's 10% kept and 10% replaced words hold of wholly masked text
-            too; if not, every token of it is ``[MASK]``.
+    Judged by what nobody fine-tuned: zero-shot retrieval, and where there are recipes zero-shot
+    localization of steps.
     """
 
-    modality_rate: float
-    token_rate: float
-    corrupts_modality: bool
+    name = "pretraining"
+    scores: ClassVar[tuple[Score, ...]] = (*RETRIEVAL_SCORES, STEP_RECALL)
+    own_entries = ("lm",)
 
+    @classmethod
+    def lacking(cls, dataset: VideoDataset) -> str:
+        """Recipes, by which zero-shot localization is judged."""
+        return Localization.lacking(dataset)
 
-@dataclass(frozen=True, slots=True)
-class Masked:
-    """A masked batch.
+    def num_items(self, clip: Clip) -> int:
+        """Clips that are drawn of a video."""
+        return self.options.clips
 
-    Attributes:
-        tokens: As it was.
-        seen: What the encoder sees.
-        video: Which video tokens are masked, bool, shape (B, V).
-        text: Which text tokens are masked, bool, shape (B, T).
-        scheme: Of each example, `SOME`, `ALL_TEXT` or `ALL_VIDEO`, int64, shape (B,).
-    """
+    def masking(self) -> Masking:
+        """As configured."""
+        options = self.options
+        return Masking(options.modality_rate, options.token_rate, options.corrupts_modality)
 
-    tokens: Tokens
-    seen: Tokens
-    video: torch.Tensor
-    text: torch.Tensor
-    scheme: torch.Tensor
+    def loss(
+        self,
+        model: VideoLanguageModel,
+        clips: Sequence[Clip],
+        generator: torch.Generator,
+        *,
+        has_video: bool = True,
+        has_text: bool = True,
+    ) -> tuple[torch.Tensor, Mapping[str, float]]:
+        """Masked tokens of clips drawn from the videos."""
+        pairs = self._pairs(clips, generator, has_video=has_video, has_text=has_text)
+        if not pairs:
+            return nothing(model), {}
+        found = self._masked_loss(model, pairs, generator)
+        measured = {
+            f"loss/{self.name}": float(found.loss.detach()),
+            "video_negatives": float(found.num_negatives),
+        }
+        if found.num_video:
+            measured["masked_token_loss/video"] = float(found.video_sum) / found.num_video
+        if found.num_text:
+            measured["masked_token_loss/text"] = float(found.text_sum) / found.num_text
+        return found.loss, measured
 
-    @property
-    def visible_video(self) -> torch.Tensor:
-        """Video tokens that are not masked (V'), bool, shape (B, V)."""
-        return self.tokens.video_valid & ~self.video
+    def judge(self, model: VideoLanguageModel, clips: Sequence[Clip]) -> Judgement:
+        """Zero-shot scores; the loss is that of masked tokens of clips drawn once for all."""
+        if not clips:
+            raise DataError("pretraining: no video to judge on")
+        generator = torch_generator(JUDGING_SEED)
+        total, count = 0.0, 0
+        for start in range(0, len(clips), CHUNK):
+            few = clips[start : start + CHUNK]
+            pairs = self._pairs(few, generator, has_video=True, has_text=True)
+            found = self._masked_loss(model, pairs, generator)
+            total, count = total + float(found.loss) * len(few), count + len(few)
+        parts = [
+            task(self.options, self.dataset, self.batcher).judge(model, clips)
+            for task in (Retrieval, Localization)
+        ]
+        scores = {name: value for part in parts for name, value in part.scores.items()}
+        exhibits = tuple(exhibit for part in parts for exhibit in part.exhibits)
+        return Judgement(total / count, len(clips), scores, exhibits)
 
+    def measures(self) -> tuple[str, ...]:
+        """The loss, each modality's part of it, and how many video tokens it chose from (|V'|)."""
+        return (
+            f"loss/{self.name}",
+            "video_negatives",
+            "masked_token_loss/video",
+            "masked_token_loss/text",
+        )
 
-def mask_tokens(
-    tokens: Tokens, masking: Masking, vocabulary: Vocabulary, generator: torch.Generator
-) -> Masked:
-    """Draw a masking of a batch.
+    def _pairs(
+        self,
+        clips: Sequence[Clip],
+        generator: torch.Generator,
+        *,
+        has_video: bool,
+        has_text: bool,
+    ) -> list[Pair]:
+        options = self.options
+        return [
+            pair
+            for clip in clips
+            for pair in sample_pairs(
+                clip,
+                options.clips,
+                self.batcher,
+                generator,
+                min_text=options.min_text,
+                has_video=has_video,
+                has_text=has_text,
+            )
+        ]
 
-    An example without video or without text has nothing to tell a whole modality by: of it some
-    tokens are masked, whatever was drawn.
-    """
-    device, count = tokens.words.device, len(tokens.words)
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator).to(device)
-
-    words = tokens.text_valid & (tokens.words != vocabulary.sep)
-    both = tokens.video_valid.any(1) & words.any(1)
-    modality, which = drawn(count) < masking.modality_rate, drawn(count) < 0.5
-    scheme = torch.where(modality & both, torch.where(which, ALL_TEXT, ALL_VIDEO), SOME)
-    some = (scheme == SOME).unsqueeze(1)
-    few_video = drawn(*tokens.video_valid.shape) < masking.token_rate
-    few_text = drawn(*words.shape) < masking.token_rate
-    video = tokens.video_valid & ((scheme == ALL_VIDEO).unsqueeze(1) | (some & few_video))
-    text = words & ((scheme == ALL_TEXT).unsqueeze(1) | (some & few_text))
-
-    fate = drawn(*words.shape)
-    if not masking.corrupts_modality:
-        fate = torch.where(some, fate, 1.0)
-    others = torch.randint(vocabulary.num_tokens, tuple(words.shape), generator=generator)
-    seen = torch.where(text & (fate >= KEPT + REPLACED), vocabulary.mask, tokens.words)
-    seen = torch.where(text & (fate >= KEPT) & (fate < KEPT + REPLACED), others.to(device), seen)
-    features = tokens.features.masked_fill(video.unsqueeze(2), 0.0)
-    shown = dataclasses.replace(tokens, features=features, words=seen)
-    return Masked(tokens, shown, video, text, scheme)
-
-
-@dataclass(frozen=True, slots=True)
-class MaskedLoss:
-    """What a batch's masked tokens cost.
-
-    Attributes:
-        loss: What is minimised, shape ().
-        video_sum: Sum over masked video tokens, shape (), no gradient.
-        text_sum: Sum over masked text tokens, likewise.
-        num_video: Masked video tokens.
-        num_text: Masked text tokens.
-        num_negatives: Video tokens to choose from (|V'|).
-    """
-
-    loss: torch.Tensor
-    video_sum: torch.Tensor
-    text_sum: torch.Tensor
-    num_video: int
-    num_text: int
-    num_negatives: int
-
-
-def masked_loss(model: VideoLanguageModel, masked: Masked, *, joint: bool) -> MaskedLoss:
-    """Predict what is masked.
-
-    Args:
-        model: The model.
-        masked: The batch.
-        joint: Whether video and text tokens are told out of both vocabularies (the masked token
-            loss, equations 8 and 9), or each out of its own (MFM-MLM, equations 5 to 7).
-    """
-    of_video, of_text = model.states(masked.tokens, "joint", seen=masked.seen)
-    tokens = model.video_tokens(masked.tokens.features)
-    return token_loss(
-        predicted_video=model.predictions(of_video[:, :-1][masked.video]),
-        video=tokens[masked.video],
-        predicted_text=model.predictions(of_text[masked.text]),
-        text=masked.tokens.words[masked.text],
-        candidates=tokens[masked.visible_video],
-        words=model.words,
-        bias=model.vocabulary_bias,
-        joint=joint,
-    )
-
-
-def token_loss(
-    *,
-    predicted_video: torch.Tensor,
-    video: torch.Tensor,
-    predicted_text: torch.Tensor,
-    text: torch.Tensor,
-    candidates: torch.Tensor,
-    words: torch.Tensor,
-    bias: torch.Tensor,
-    joint: bool,
-) -> MaskedLoss:
-    """Noise-contrastive losses of predicted embeddings.
-
-    Args:
-        predicted_video: Of masked video tokens (e_s), shape (m, d).
-        video: What they are (x_s), shape (m, d).
-        predicted_text: Of masked text tokens (e_s), shape (n, d).
-        text: What they are, ids, int64, shape (n,).
-        candidates: Video tokens that are not masked (V'), shape (k, d).
-        words: All word embeddings (D), shape (|D|, d).
-        bias: Of each word, shape (|D|,); MFM-MLM's language model alone has one.
-        joint: As `masked_loss`.
-    """
-    own = (predicted_video * video).sum(1, keepdim=True)
-    others = [own, predicted_video @ candidates.T]
-    if joint:
-        others.append(predicted_video @ words.T)
-    video_sum = (torch.logsumexp(torch.cat(others, 1), 1) - own.squeeze(1)).sum()
-    if joint:
-        logits = torch.cat([predicted_text @ words.T, predicted_text @ candidates.T], 1)
-    else:
-        logits = predicted_text @ words.T + bias
-    text_sum = functional.cross_entropy(logits, text, reduction="sum")
-    num_video, num_text = len(video), len(text)
-    if joint:
-        loss = (video_sum + text_sum) / max(1, num_video + num_text)
-    else:
-        loss = video_sum / max(1, num_video) + text_sum / max(1, num_text)
-    return MaskedLoss(
-        loss, video_sum.detach(), text_sum.detach(), num_video, num_text, len(candidates)
-    )
+    def _masked_loss(
+        self, model: VideoLanguageModel, pairs: Sequence[Pair], generator: torch.Generator
+    ) -> MaskedLoss:
+        tokens = self.batcher.tokens(pairs)
+        masked = mask_tokens(tokens, self.masking(), self.batcher.vocabulary, generator)
+        return masked_loss(model, masked, joint=self.options.loss == "masked-token")

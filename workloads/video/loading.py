@@ -1,0 +1,81 @@
+"""From the ``video`` section to a data set: records, frozen features, strata and a vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from core.errors import ConfigError, DataError, Problem
+from data.video.decoding import FaultLog
+from data.video.encoder import frozen_encoder
+from data.video.features import features_of, given_features
+from data.video.formats.table import read_corpus
+from data.video.records import SPLITS, Corpus
+from workloads.video.dataset import VideoDataset, dataset_of
+from workloads.video.options import GIVEN, VideoOptions
+from workloads.video.text import Vocabulary
+
+
+def load_videos(options: VideoOptions, vocabulary: Vocabulary | None = None) -> VideoDataset:
+    """Read the corpus and its features.
+
+    Args:
+        options: The ``video`` section.
+        vocabulary: What texts are made of; None makes one of the training videos' words.
+
+    Raises:
+        DataError: The corpus or its features are missing or unfit.
+        ConfigError: Strata are asked for that the corpus does not tell.
+    """
+    corpus = read_corpus(options.source)
+    features = seen(features_for(corpus, options), options)
+    missing = [split for split in SPLITS if not _of_split(corpus, features, split)]
+    if missing:
+        raise DataError(
+            f"video.source={options.source} holds no readable {missing[0]} video; each of "
+            f"{', '.join(SPLITS)} needs some"
+        )
+    return dataset_of(
+        corpus,
+        features,
+        name=options.source.partition(":")[0],
+        stratum_of=_strata(corpus, options),
+        vocabulary=vocabulary,
+    )
+
+
+def features_for(corpus: Corpus, options: VideoOptions) -> Mapping[str, torch.Tensor]:
+    """Frozen features of every readable video, float32, shape (seconds, D)."""
+    names = [video.name for video in corpus.videos]
+    if options.encoder.startswith(GIVEN):
+        folder = Path(options.encoder.removeprefix(GIVEN)).expanduser()
+        return given_features(folder, names)
+    cache = Path(options.cache).expanduser()
+    encoder = frozen_encoder(options.encoder, cache)
+    single = options.seen == "single-frame"
+    log = FaultLog()
+    return features_of(corpus, encoder, cache, log=log, single_frame=single)
+
+
+def seen(features: Mapping[str, torch.Tensor], options: VideoOptions) -> Mapping[str, torch.Tensor]:
+    """Zeros of the same shapes, where nothing is to be seen of a video."""
+    if options.seen != "none":
+        return features
+    return {name: torch.zeros_like(value) for name, value in features.items()}
+
+
+def _of_split(corpus: Corpus, features: Mapping[str, torch.Tensor], split: str) -> bool:
+    return any(video.split == split and video.name in features for video in corpus.videos)
+
+
+def _strata(corpus: Corpus, options: VideoOptions) -> dict[str, str]:
+    """What partitioners deal each training video by."""
+    videos = [video for video in corpus.videos if video.split == "train"]
+    if options.strata == "topic":
+        return {video.name: video.topic or "no topic" for video in videos}
+    if any(video.narration_noise is None for video in videos):
+        rule = f"video.source={options.source} does not tell how much of a narration is noise"
+        raise ConfigError([Problem("video.strata", options.strata, rule + "; deal by topic")])
+    return {video.name: f"noise {video.narration_noise:g}" for video in videos}
