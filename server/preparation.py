@@ -109,11 +109,11 @@ class Preparation:
 
     @property
     def has_own_data(self) -> bool:
-        """Whether clients bring their own images; who holds what is known once they have joined."""
+        """Whether clients bring their own data; who holds what is known once they have joined."""
         return self.config.partition.scheme == "own"
 
     def joined(self, partition: Partition) -> Preparation:
-        """The same run, once it is known what clients hold that bring their own images."""
+        """The same run, once it is known what clients hold that bring their own data."""
         assert self.has_own_data and self.canaries is None
         return dataclasses.replace(self, partition=partition, partition_without=partition)
 
