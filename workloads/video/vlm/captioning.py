@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn import functional
 
-from core.errors import DataError
+from core.errors import DataError, RunError
 from core.exhibits import Exhibit
 from core.scores import Score
 from data.video.records import Span
@@ -114,7 +114,10 @@ class Captioning(Task):
             "rouge_l": caption_metrics.rouge_l(written, references),
         }
         if self.options.meteor:
-            scores["meteor"] = caption_metrics.meteor(written, references)
+            found = caption_metrics.meteor(written, references)
+            if isinstance(found, caption_metrics.Missing):
+                raise RunError(f"vlm.meteor=true: {found.reason}")
+            scores["meteor"] = found
         exhibits = [
             Exhibit(
                 "Captions",

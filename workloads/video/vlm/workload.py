@@ -69,8 +69,8 @@ class Vlm(Workload):
         """Keys that do not go together."""
         options = config.section(VlmOptions)
         yield from options.problems()
-        if options.meteor and (reason := meteor_missing()):
-            yield Problem("vlm.meteor", "true", f"{reason}; leave it out, or install it")
+        if options.meteor and (missing := meteor_missing()):
+            yield Problem("vlm.meteor", "true", f"{missing.reason}, or leave it out")
 
     @classmethod
     def lacks(cls, config: RunConfig) -> Mapping[Offer, str]:
