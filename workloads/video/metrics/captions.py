@@ -178,10 +178,12 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> flo
             {gram for right in rights for n in range(1, MAX_N + 1) for gram in _ngrams(right, n)}
         )
 
+    rarity = {gram: math.log(len(items) / count) for gram, count in having.items()}
+    unseen = math.log(len(items))
+
     def vector(text: Tokens, n: int) -> tuple[dict[Ngram, float], float]:
         weights = {
-            gram: count * math.log(len(items) / max(1, having[gram]))
-            for gram, count in _ngrams(text, n).items()
+            gram: count * rarity.get(gram, unseen) for gram, count in _ngrams(text, n).items()
         }
         return weights, math.sqrt(sum(value * value for value in weights.values()))
 
