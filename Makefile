@@ -35,8 +35,10 @@ types: $(INSTALLED)
 imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
+# As collected: few tests that take minutes come before many that take none, so that no worker is
+# left with a long file when the others are done.
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .

@@ -181,4 +181,4 @@ def _client_table(plan: Plan) -> str:
     ]
     if left_out:
         lines.append(f"and {' and '.join(left_out)}; --json has all")
-    return "images by class\n" + "\n".join(lines) + "\n"
+    return "examples by class\n" + "\n".join(lines) + "\n"

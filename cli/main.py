@@ -1,4 +1,4 @@
-"""``tessera``: run, compare, report, doctor, privacy, deploy.
+"""``tessera``: run, compare, report, doctor, privacy, deploy, data.
 
 A command says what it found as an `Outcome`; how it is printed, and which exit code an error ends
 with, is settled here once for all of them. Commands import what they need themselves, so that
@@ -22,6 +22,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from cli.data import app as data_app
 from cli.deploy import app as deploy_app
 from cli.keys import KeyCommand, Settings
 from cli.outcome import EPILOG, Json, Outcome, WithReport
@@ -371,6 +372,7 @@ def doctor(
 
 app.add_typer(privacy_app, name="privacy")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(data_app, name="data")
 
 
 def parse(words: list[str]) -> RunConfig:

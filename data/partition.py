@@ -96,7 +96,7 @@ class Partition:
         if not clients or partition.class_counts.shape[:1] != (len(clients),):
             raise DataError(
                 f"{path} has class counts for {len(partition.class_counts)} clients "
-                f"and images for {len(clients)}"
+                f"and examples for {len(clients)}"
             )
         return partition
 

@@ -47,7 +47,7 @@ def load_or_make_partition(dataset: Dataset, config: PartitionConfig, seed: int)
     partition = Partition.read(Path(config.file).expanduser())
     expected: dict[str, tuple[object, object]] = {
         "data.source": (partition.source, dataset.name),
-        "number of training images": (partition.num_examples, len(labels)),
+        "number of training examples": (partition.num_examples, len(labels)),
         "number of classes": (partition.class_counts.shape[-1], num_classes),
         "partition.clients": (len(partition.clients), config.clients),
     }
@@ -60,10 +60,10 @@ def load_or_make_partition(dataset: Dataset, config: PartitionConfig, seed: int)
         counts = _class_counts(labels, num_classes, partition.clients)
         smallest = min(len(client) for client in partition.clients)
         if not np.array_equal(counts, partition.class_counts):
-            problems.append("its class counts are not those of the images here")
+            problems.append("its class counts are not those of the examples here")
         elif smallest < config.min_examples:
             problems.append(
-                f"a client holds {smallest} images, below partition.min-examples="
+                f"a client holds {smallest} examples, below partition.min-examples="
                 f"{config.min_examples}"
             )
     if problems:
@@ -112,7 +112,7 @@ def make_partition(
             dealt = deal(labels[order], config, attempt_seed)
             smallest = min(len(rows) for rows in dealt)
             if smallest < config.min_examples:
-                raise _AttemptError(f"a client was dealt {smallest} images")
+                raise _AttemptError(f"a client was dealt {smallest} examples")
         except _AttemptError as reason:
             failed.append(FailedAttempt(attempt, attempt_seed, str(reason)))
             continue
@@ -137,8 +137,8 @@ def make_partition(
     raise DataError(
         f"partition.scheme={config.scheme}{given} did not give each of partition.clients="
         f"{config.clients} at least partition.min-examples={config.min_examples} of {len(labels)} "
-        f"images in partition.max-attempts={config.max_attempts}; the last time {failed[-1].reason}"
-        f"; {relax}lower partition.min-examples or partition.clients"
+        f"examples in partition.max-attempts={config.max_attempts}; the last time "
+        f"{failed[-1].reason}; {relax}lower partition.min-examples or partition.clients"
     )
 
 
@@ -154,7 +154,7 @@ def _refuse_infeasible(labels: Indices, config: PartitionConfig) -> None:
     if config.clients * config.min_examples > len(labels):
         problems.append(
             f"partition.clients={config.clients} times partition.min-examples="
-            f"{config.min_examples} must be at most the {len(labels)} training images"
+            f"{config.min_examples} must be at most the {len(labels)} training examples"
         )
     if config.scheme == "pathological":
         each, slots = config.classes_per_client, config.clients * config.classes_per_client
@@ -172,7 +172,7 @@ def _refuse_infeasible(labels: Indices, config: PartitionConfig) -> None:
             problems.append(
                 f"partition.clients={config.clients} times partition.classes-per-client={each} "
                 f"divides a class among {most} clients, which must be at most the {counts.min()} "
-                "images of the smallest class"
+                "examples of the smallest class"
             )
     if problems:
         raise DataError("; ".join(problems))
@@ -244,7 +244,7 @@ def _quantity(labels: Indices, config: PartitionConfig, seed: int) -> list[Indic
     ends = np.rint(np.cumsum(shares[:-1]) * len(labels)).astype(np.int64)
     sizes: list[int] = np.diff(ends, prepend=0, append=len(labels)).tolist()
     if min(sizes) < 1:
-        raise _AttemptError("a client was dealt 0 images")
+        raise _AttemptError("a client was dealt 0 examples")
     return _deal(SizePartitioner(sizes), labels)
 
 

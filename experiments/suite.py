@@ -30,9 +30,11 @@
     train.learning-rate = [0.01, 0.1]
     train.local-epochs = [1, 5]
 
-A method's or setting's key takes the place of the base's. A method that is not private takes none
-of the ``privacy`` keys that base and settings give, so that it can stand beside private ones as a
-reference. All private methods of a suite protect the same unit at the same delta.
+A method's or setting's key takes the place of the base's. In ``start-from`` each ``{seed}`` stands
+for the run's seed, so that runs start from the weights of another suite's run of their own seed.
+A method that is not private takes none of the ``privacy`` keys that base and settings give, so that
+it can stand beside private ones as a reference. All private methods of a suite protect the same
+unit at the same delta.
 
 Candidates run first, in ``<runs>/<suite>/tuning/<method>-<setting>-<keys>-seed<k>``.
 `experiments.tuning` chooses one, whose keys join the method's; its runs lie in
@@ -82,6 +84,9 @@ Nothing (``todo``), this run to its end or not, one of another configuration (``
 cannot be read as a run (``damaged``), or this run up to where it diverged and would again
 (``failed``).
 """
+
+START = "start-from"
+"""Key of which ``{seed}`` in the value stands for the run's seed."""
 
 EACH = "each"
 """In place of a setting's label: tune under every setting on its own."""
@@ -798,7 +803,7 @@ def _parse_configs(
     affected: dict[tuple[str, Problem], list[_Combination]] = {}
     for seed, combination in itertools.product(seeds, combinations):
         try:
-            parsed = parse_config({**combination.flat(), "seed": seed})
+            parsed = parse_config({**_seeded(combination.flat(), seed), "seed": seed})
             configs[(*combination.labels, seed)] = parsed
         except ConfigError as error:
             for problem in error.problems:
@@ -811,6 +816,14 @@ def _parse_configs(
         key = f"{place}.{problem.key}" if place else problem.key
         problems.append(dataclasses.replace(problem, key=key, rule=rule))
     return configs
+
+
+def _seeded(flat: Mapping[str, object], seed: int) -> dict[str, object]:
+    """Keys of one seed's run: a run may start from the weights of another one of its seed."""
+    start = flat.get(START)
+    return dict(flat) | (
+        {START: start.replace("{seed}", str(seed))} if isinstance(start, str) else {}
+    )
 
 
 def plan_suite(runs: Iterable[SuiteRun]) -> list[Plan]:

@@ -266,8 +266,8 @@ def refuse_other_deal(folder: Path, deal: str) -> None:
         raise RecordError(f"{path} is damaged: {error}; give another privacy.ledger") from error
     if told != deal:
         raise RecordError(
-            f"{folder} holds ledgers of clients to whom other images were dealt (partition.*, "
-            "data.* or seed differ); what has been spent on an image would not add up; give "
+            f"{folder} holds ledgers of clients to whom other examples were dealt (partition.*, "
+            "data.* or seed differ); what has been spent on an example would not add up; give "
             "another privacy.ledger, or the same partition, such as by partition.file"
         )
 

@@ -24,8 +24,8 @@ _TEXT: dict[ImagesSent, str] = {
         "a control to measure other methods against, not a method to deploy."
     ),
     "none": (
-        "none: no images are sent, but what is sent is not private either. Weights and metrics "
-        "trained without noise can reveal training images. No epsilon can be stated for this run."
+        "none: no examples are sent, but what is sent is not private either. Weights and metrics "
+        "trained without noise can reveal training examples. No epsilon can be stated for this run."
     ),
 }
 
@@ -203,18 +203,20 @@ _NOT_RELEASED = (
     "seconds of training",
 )
 _NOT_PAID_FOR = (
-    "choosing sigma, clip, learning rate, images per class or any other key by trying them on "
-    "clients' data: every trial is a release of its own",
+    "choosing sigma, clip, learning rate or any other key by trying them on clients' data: every "
+    "trial is a release of its own",
 )
-_EVALUATION = "Evaluation is on the server's own validation and test images, which are not clients'"
+_EVALUATION = (
+    "Evaluation is on the server's own validation and test examples, which are not clients'"
+)
 
 
 class _ExampleWords:
     """How clients protect single examples, in words."""
 
     adjacency = (
-        "add or remove one: two data sets are neighbours if one client holds one example (image "
-        "and label) more in one of them"
+        "add or remove one: two data sets are neighbours if one client holds one example, with its "
+        "label where it has one, more in one of them"
     )
     adversary = (
         "the server and everybody who sees any message of the run; not the client that holds the "
@@ -228,8 +230,8 @@ class _ExampleWords:
     outside = (
         "how long a client takes, and whether it fails",
         "rounding: the guarantee is that of real numbers",
-        "files of the simulation itself, such as partition.json, the ledgers and the nearest real "
-        "images beside those sent, which hold real data",
+        "files of the simulation itself, such as partition.json, the ledgers and, beside images "
+        "that were sent, the nearest real ones, which hold real data",
     )
 
     def __init__(self, config: RunConfig, plan: PrivacyPlan) -> None:

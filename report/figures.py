@@ -611,7 +611,7 @@ def confusion(method: Method, class_names: Sequence[str]) -> Figure | None:
         for true, row in enumerate(counts)
     ]
     hover = "true %{customdata[0]}, predicted %{customdata[1]}<br>"
-    hover += "%{customdata[2]} images, %{z:.1%} of the class<extra></extra>"
+    hover += "%{customdata[2]} examples, %{z:.1%} of the class<extra></extra>"
     trace = _heat(shares.tolist(), text if with_text else None) | {
         "zmin": 0,
         "zmax": 1,
@@ -630,7 +630,7 @@ def confusion(method: Method, class_names: Sequence[str]) -> Figure | None:
 
 
 def partition_counts(partition: Partition, class_names: Sequence[str]) -> Figure:
-    """Images of each class that each client holds, clients down, classes across.
+    """Examples of each class that each client holds, clients down, classes across.
 
     Of more than `MOST_ROWS` clients the first ones are shown.
     """
@@ -642,7 +642,7 @@ def partition_counts(partition: Partition, class_names: Sequence[str]) -> Figure
     customdata = [
         [[client, names[label]] for label in range(num_classes)] for client in range(num_clients)
     ]
-    hover = "client %{customdata[0]}, class %{customdata[1]}: %{z} images<extra></extra>"
+    hover = "client %{customdata[0]}, class %{customdata[1]}: %{z} examples<extra></extra>"
     trace = _heat(counts.tolist(), text if with_text else None) | {
         "zmin": 0,
         "customdata": customdata,

@@ -263,7 +263,7 @@ class Recorder:
         )
         if not same or not np.array_equal(before.class_counts, now.class_counts):
             raise RecordError(
-                f"{path} deals other images than clients have now; a library that deals them, or "
+                f"{path} deals other examples than clients have now; a library that deals them, or "
                 "what clients bring, may have changed; only an unchanged run can go on"
             )
 

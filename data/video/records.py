@@ -207,8 +207,12 @@ class Video:
     gold: Gold | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As a line of the manifest holds it."""
-        return dataclasses.asdict(self)
+        """As a line of the manifest holds it; a box is a list of its five numbers."""
+        value = dataclasses.asdict(self)
+        for event in value["gold"]["objects"] if self.gold else ():
+            for thing in event:
+                thing["track"] = [list(box.values()) for box in thing["track"]]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Video:
@@ -304,7 +308,7 @@ def _moment(value: Mapping[str, Any]) -> Moment:
 
 
 def _gold_object(value: Mapping[str, Any]) -> GoldObject:
-    track = tuple(Box(**box) for box in value["track"])
+    track = tuple(Box(*map(float, box)) for box in value["track"])
     return GoldObject(value["noun"], value["color"], value["motion"], track)
 
 

@@ -51,15 +51,19 @@ MANY: Mapping[str, object] = {
 
 
 @pytest.mark.parametrize(
-    ("strategy", "clients"), [("feddm", {}), ("real-images", MANY), ("local", {})]
+    ("strategy", "engines"),
+    [
+        ("feddm", [("processes", 2), ("ray", 1), ("ray", 2)]),
+        ("local", [("processes", 2), ("ray", 2)]),
+    ],
 )
 def test_processes_one_or_two_actors_and_in_process_agree(
-    strategy: str, clients: Mapping[str, object], federate: Federate
+    strategy: str, engines: list[tuple[str, int]], federate: Federate
 ) -> None:
-    in_process = federate({**tiny_keys(strategy), **clients})
-    for kind, workers in (("processes", 2), ("ray", 1), ("ray", 2)):
+    in_process = federate(tiny_keys(strategy))
+    for kind, workers in engines:
         keys = tiny_keys(strategy, engine__kind=kind, engine__workers=workers)
-        assert_same_run(in_process, federate({**keys, **clients}))
+        assert_same_run(in_process, federate(keys))
 
 
 def test_layers_that_draw_do_not_depend_on_the_actor(federate: Federate, tmp_path: Path) -> None:

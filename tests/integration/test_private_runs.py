@@ -216,7 +216,7 @@ def test_a_shared_ledger_refuses_another_deal_before_anything_starts(
 ) -> None:
     keys = private_keys("fedavg", "dp-sgd", privacy__ledger=str(tmp_path / "l"))
     first = federate(keys)
-    with pytest.raises(RecordError, match="other images were dealt"):
+    with pytest.raises(RecordError, match="other examples were dealt"):
         federate(keys | {"seed": 1})
     assert [path.name for path in first.parent.iterdir()] == [first.name]
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -37,6 +38,7 @@ class VideoDataset:
 
     Attributes:
         name: The source as configured.
+        root: The folder that videos' files lie in.
         class_names: The strata that partitioners deal by.
         splits: The videos of each split.
         strata: Of each training video its stratum, int64, shape (N,).
@@ -47,6 +49,7 @@ class VideoDataset:
     """
 
     name: str
+    root: Path
     class_names: tuple[str, ...]
     splits: Mapping[Split, tuple[Clip, ...]]
     strata: torch.Tensor
@@ -157,6 +160,7 @@ def dataset_of(
     number = {stratum: i for i, stratum in enumerate(strata)}
     return VideoDataset(
         name=name,
+        root=corpus.root,
         class_names=tuple(strata),
         splits=MappingProxyType({split: tuple(clips) for split, clips in kept.items()}),
         strata=torch.tensor([number[stratum_of[v.name]] for v in train], dtype=torch.int64),

@@ -6,17 +6,9 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from core.config import choice, text
+from data.video.formats.table import FORMATS, GENERATED
 
-SOURCES = (
-    "shapestory",
-    "msrvtt",
-    "youcook2",
-    "activitynet",
-    "qvhighlights",
-    "charades-sta",
-    "crosstask",
-    "coin",
-)
+SOURCES = (GENERATED, *FORMATS)
 ENCODERS = ("conv3d-shapestory", "conv3d-random")
 GIVEN = "given:"
 Sight = Literal["full", "single-frame", "none"]

@@ -36,6 +36,7 @@ BLINK_HZ = 1.0
 GROWTH = 0.35
 FIRST_HZ = 220.0
 NUM_HARMONICS = 5
+GRAIN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,7 @@ def render_event(
             reach = radius * (1.0 if thing.shape in ("circle", "ring") else 2**0.5)
             corners = np.clip([x - reach, y - reach, x + reach, y + reach], 0, 1) * size
             track.append(Box(round(time_s, 6), *(round(float(c), 2) for c in corners)))
-    noisy = canvas + generator.normal(0, 3, canvas.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8), [tuple(track) for track in tracks]
+    return _grainy(canvas, generator), [tuple(track) for track in tracks]
 
 
 def render_background(
@@ -109,8 +109,7 @@ def render_background(
 ) -> Frames:
     """Nothing happens: uint8, shape (T, S, S, 3)."""
     canvas = np.broadcast_to(_stripes(background, size), (num_frames, size, size, 3))
-    noisy = canvas + generator.normal(0, 3, canvas.shape)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return _grainy(canvas, generator)
 
 
 def random_background(generator: np.random.Generator) -> Background:
@@ -253,7 +252,15 @@ def _coverage(
         inside = np.minimum(1 - far, far - 0.55)
         inside = np.where((np.abs(v) < 0.18) & (u > 0.2), -0.2, inside)
     edge = 1 / (radius * size)
-    return np.clip(inside / edge + 0.5, 0, 1)
+    cover: npt.NDArray[np.float64] = np.clip(inside / edge + 0.5, 0, 1)
+    return cover
+
+
+def _grainy(canvas: npt.NDArray[np.float64], generator: np.random.Generator) -> Frames:
+    """Pixels with a grain of a few levels, so that no two frames are the same."""
+    grain = generator.integers(-GRAIN, GRAIN + 1, canvas.shape, np.int8)
+    pixels: Frames = np.clip(np.rint(canvas) + grain, 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _stripes(background: Background, size: int) -> npt.NDArray[np.float64]:
@@ -262,4 +269,5 @@ def _stripes(background: Background, size: int) -> npt.NDArray[np.float64]:
     across, down = np.meshgrid(centres, centres)
     along = np.cos(background.angle) * across + np.sin(background.angle) * down
     wave = 12 * np.sin(2 * np.pi * background.count * along)
-    return np.array(background.color, np.float64) + wave[..., None]
+    canvas: npt.NDArray[np.float64] = np.array(background.color, np.float64) + wave[..., None]
+    return canvas

@@ -123,8 +123,9 @@ def make_world(seed: int) -> World:
     steps, held_out = [], []
     for i in generator.permutation(len(objects))[:NUM_OBJECTS].tolist():
         motions = [list(MOTIONS)[j] for j in generator.permutation(len(MOTIONS))]
-        steps += [Thing(*objects[i], motion) for motion in motions[:MOTIONS_OF_EACH]]
-        held_out.append(Thing(*objects[i], motions[MOTIONS_OF_EACH]))
+        color, shape = objects[i]
+        steps += [Thing(color, shape, motion) for motion in motions[:MOTIONS_OF_EACH]]
+        held_out.append(Thing(color, shape, motions[MOTIONS_OF_EACH]))
     sizes = generator.integers(4, 7, len(TOPICS))
     # Steps are dealt round by round, so that all are used about equally often.
     rounds = -(-int(sizes.sum()) // NUM_STEPS) + 2

@@ -268,7 +268,7 @@ def test_running_out_of_attempts_says_what_to_relax() -> None:
         "partition.clients=10",
         "partition.min-examples=55",
         "partition.max-attempts=3",
-        "600 images",
+        "600 examples",
         "raise partition.alpha",
         "lower partition.min-examples",
     ):
@@ -277,7 +277,7 @@ def test_running_out_of_attempts_says_what_to_relax() -> None:
 
 def test_min_examples_holds_for_pathological_partitions_too() -> None:
     labels = np.repeat(np.arange(10), [300, *[20] * 9])
-    with pytest.raises(DataError, match="a client was dealt 10 images; lower"):
+    with pytest.raises(DataError, match="a client was dealt 10 examples; lower"):
         make(
             labels=labels,
             scheme="pathological",
@@ -292,7 +292,7 @@ def test_min_examples_holds_for_pathological_partitions_too() -> None:
     ("keys", "message"),
     [
         ({"clients": 61}, "partition.clients=61 times partition.min-examples=10 must be at most"),
-        ({"scheme": "iid", "clients": 601, "min_examples": 1}, "at most the 600 training images"),
+        ({"scheme": "iid", "clients": 601, "min_examples": 1}, "at most the 600 training examples"),
         (
             {"scheme": "pathological", "classes_per_client": 11},
             "classes-per-client=11 must be at most the 10 classes",
@@ -308,7 +308,7 @@ def test_min_examples_holds_for_pathological_partitions_too() -> None:
                 "classes_per_client": 10,
                 "min_examples": 1,
             },
-            "divides a class among 61 clients, which must be at most the 60 images",
+            "divides a class among 61 clients, which must be at most the 60 examples",
         ),
     ],
 )
@@ -343,13 +343,13 @@ def test_a_file_that_does_not_fit_is_refused(digits: ImageDataset, tmp_path: Pat
         load_or_make_partition(fewer, dataclasses.replace(config, clients=9), seed=0)
     message = str(caught.value)
     assert "data.source is digits in the file and other here" in message
-    assert "number of training images is 1295 in the file and 359 here" in message
+    assert "number of training examples is 1295 in the file and 359 here" in message
     assert "partition.clients is 10 in the file and 9 here" in message
     named = dataclasses.replace(digits, class_names=(*digits.class_names, "more"))
     with pytest.raises(DataError, match="number of classes is 10 in the file and 11 here"):
         load_or_make_partition(named, config, seed=0)
     turned = dataclasses.replace(digits.train, labels=digits.train.labels.flip(0))
-    with pytest.raises(DataError, match="class counts are not those of the images here"):
+    with pytest.raises(DataError, match="class counts are not those of the examples here"):
         load_or_make_partition(dataclasses.replace(digits, train=turned), config, seed=0)
     with pytest.raises(DataError, match=r"below partition.min-examples=500"):
         load_or_make_partition(digits, dataclasses.replace(config, min_examples=500), seed=0)
@@ -377,7 +377,7 @@ def test_damaged_files_are_refused(digits: ImageDataset, tmp_path: Path) -> None
         (damage(clients=[[10**20], [3]]), "is not a partition file"),
         (damage(clients=[[*clients[0], 5000], *clients[1:]]), "deals an index outside 0..1294"),
         (damage(clients=[clients[1], *clients[1:]]), "to more than one client"),
-        (damage(clients=clients[1:]), "class counts for 10 clients and images for 9"),
+        (damage(clients=clients[1:]), "class counts for 10 clients and examples for 9"),
         (damage(class_counts=[[1, 2]] * 10), "number of classes is 2 in the file"),
     ]:
         file.write_text(text)

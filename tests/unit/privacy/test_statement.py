@@ -104,7 +104,7 @@ def test_every_number_of_the_promise_is_stated() -> None:
         "is not counted as amplification",
         "the operating system's generator",
         "every trial is a release of its own",
-        "the server's own validation and test images",
+        "the server's own validation and test examples",
         "rounding: the guarantee is that of real numbers",
     ):
         assert told in found.text, told

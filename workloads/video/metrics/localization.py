@@ -86,9 +86,8 @@ def average_recall(
             f"{len(happens)} videos' steps, {len(frames)} assignments and {len(tasks)} tasks: "
             "there must be one of each for every video"
         )
-    num_found: dict[str, int] = {}
-    num_steps: dict[str, int] = {}
-    for video, (matrix, chosen, task) in enumerate(zip(happens, frames, tasks, strict=True)):
+    num_found = []
+    for video, (matrix, chosen) in enumerate(zip(happens, frames, strict=True)):
         wanted, where = np.asarray(matrix).astype(bool), np.asarray(chosen)
         if wanted.ndim != 2 or where.shape != (wanted.shape[1],):
             raise DataError(
@@ -99,10 +98,20 @@ def average_recall(
             raise DataError(
                 f"video {video}: frames {where.tolist()}: must be in 0 to {len(wanted) - 1}"
             )
-        found = wanted[where, np.arange(len(where))]
-        num_found[task] = num_found.get(task, 0) + int(found.sum())
-        num_steps[task] = num_steps.get(task, 0) + int(wanted.any(0).sum())
-    recalls = [num_found[task] / count for task, count in num_steps.items() if count]
+        num_found.append(float(wanted[where, np.arange(len(where))].sum()))
+    return mean_over_tasks(num_found, happens, tasks)
+
+
+def mean_over_tasks(
+    num_found: Sequence[float], happens: Sequence[npt.NDArray[np.bool_]], tasks: Sequence[str]
+) -> float:
+    """Average recall, given how many steps were found in each video, perhaps in expectation."""
+    found: dict[str, float] = {}
+    num_steps: dict[str, int] = {}
+    for hits, matrix, task in zip(num_found, happens, tasks, strict=True):
+        found[task] = found.get(task, 0.0) + hits
+        num_steps[task] = num_steps.get(task, 0) + int(np.asarray(matrix).any(0).sum())
+    recalls = [found[task] / count for task, count in num_steps.items() if count]
     if not recalls:
         raise DataError(f"of {len(happens)} videos none shows a step; judge videos that do")
     return float(np.mean(recalls))

@@ -12,16 +12,15 @@ import torch
 from torch.nn import functional
 
 from core.errors import DataError
-from core.exhibits import Exhibit
 from core.scores import Score
 from data.video.records import Question
 from workloads.video.dataset import Clip
 from workloads.video.vlm.model import VideoLanguageModel
-from workloads.video.vlm.retrieval import place_of, text_vectors, video_vectors
-from workloads.video.vlm.task import Judgement, Task, nothing
+from workloads.video.vlm.retrieval import text_vectors, video_vectors
+from workloads.video.vlm.task import Judgement, Sample, Task, nothing
 
 CHUNK = 64
-EXHIBITS = 6
+SAMPLES = 6
 
 
 class Answering(Task):
@@ -88,18 +87,17 @@ class Answering(Task):
             best = found == found.max()
             right += float(best[question.candidates.index(question.answer)]) / int(best.sum())
         loss = float(self._losses(logits, asked).mean())
-        exhibits = []
-        for i in range(0, len(asked), max(1, len(asked) // EXHIBITS)):
+        samples = []
+        for i in range(0, len(asked), max(1, len(asked) // SAMPLES)):
             clip, question = asked[i]
             lines = {
                 "question": question.text,
                 "gold": question.answer,
                 "model": question.candidates[int(logits[i].argmax())],
             }
-            place = place_of(clip, question.span)
-            exhibits.append(Exhibit("Questions", place, (), lines))
+            samples.append(Sample("Questions", clip, question.span, lines))
         scores = {"answer_accuracy": right / len(asked)}
-        return Judgement(loss, len(asked), scores, tuple(exhibits[:EXHIBITS]))
+        return Judgement(loss, len(asked), scores, tuple(samples[:SAMPLES]))
 
     def _losses(
         self, logits: Sequence[torch.Tensor], asked: Sequence[tuple[Clip, Question]]

@@ -12,18 +12,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.nn import functional
 
-from core.errors import DataError
-from core.exhibits import Exhibit
+from core.errors import DataError, RunError
 from core.scores import Score
 from data.video.records import Span
 from workloads.video.dataset import Clip
 from workloads.video.metrics import captions as caption_metrics
 from workloads.video.vlm.model import Tokens, VideoLanguageModel, padded
-from workloads.video.vlm.retrieval import place_of
-from workloads.video.vlm.task import Judgement, Task, nothing
+from workloads.video.vlm.task import Judgement, Sample, Task, nothing
 
 CHUNK = 64
-EXHIBITS = 8
+SAMPLES = 8
 METEOR = Score("meteor", "METEOR", is_percent=True)
 CAPTION_SCORES = (
     Score("cider", "CIDEr", is_percent=False),
@@ -114,17 +112,20 @@ class Captioning(Task):
             "rouge_l": caption_metrics.rouge_l(written, references),
         }
         if self.options.meteor:
-            scores["meteor"] = caption_metrics.meteor(written, references)
-        exhibits = [
-            Exhibit(
+            found = caption_metrics.meteor(written, references)
+            if isinstance(found, caption_metrics.Missing):
+                raise RunError(f"vlm.meteor=true: {found.reason}")
+            scores["meteor"] = found
+        samples = [
+            Sample(
                 "Captions",
-                place_of(items[i][0], items[i][1]),
-                (),
+                items[i][0],
+                items[i][1],
                 {"gold": references[i][0], "model": written[i]},
             )
-            for i in range(0, len(items), max(1, len(items) // EXHIBITS))
+            for i in range(0, len(items), max(1, len(items) // SAMPLES))
         ]
-        return Judgement(total / count, len(items), scores, tuple(exhibits[:EXHIBITS]))
+        return Judgement(total / count, len(items), scores, tuple(samples[:SAMPLES]))
 
     def write(
         self, model: VideoLanguageModel, stretches: Sequence[torch.Tensor]

@@ -12,22 +12,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from core.errors import DataError
-from core.exhibits import Exhibit
 from core.scores import Score
 from workloads.video.dataset import Clip, VideoDataset
 from workloads.video.metrics.localization import assign_steps, average_recall
 from workloads.video.vlm.model import VideoLanguageModel
 from workloads.video.vlm.retrieval import text_vectors
-from workloads.video.vlm.task import Judgement, Task, nothing
+from workloads.video.vlm.task import Judgement, Sample, Task, nothing
 from workloads.video.vlm.windows import over_windows
 
 STEP_RECALL = Score("step_recall", "average recall of steps", is_percent=True)
 CHUNK = 64
-EXHIBITS = 4
+SAMPLES = 4
 
 
 class Localization(Task):
@@ -100,7 +100,7 @@ class Localization(Task):
             )
         total, count = 0.0, 0
         topics, wanted, chosen = [], [], []
-        exhibits = []
+        samples = []
         for start in range(0, len(clips), CHUNK):
             few = clips[start : start + CHUNK]
             for clip, logits in zip(few, self.scores_of(model, few), strict=True):
@@ -114,11 +114,11 @@ class Localization(Task):
                 topics.append(clip.video.topic)
                 wanted.append(happens.cpu().numpy().astype(bool))
                 chosen.append(seconds)
-                exhibits.append(self._exhibit(clip, seconds))
+                samples.append(self._sample(clip, seconds))
         scores = {"step_recall": average_recall(wanted, chosen, topics)}
-        return Judgement(total / count, len(clips), scores, tuple(exhibits[:EXHIBITS]))
+        return Judgement(total / count, len(clips), scores, tuple(samples[:SAMPLES]))
 
-    def _exhibit(self, clip: Clip, seconds: np.ndarray) -> Exhibit:
+    def _sample(self, clip: Clip, seconds: npt.NDArray[np.int64]) -> Sample:
         spans: dict[str, list[str]] = {}
         for event in clip.video.events:
             spans.setdefault(event.step, []).append(f"{event.span[0]:.1f}-{event.span[1]:.1f} s")
@@ -126,4 +126,4 @@ class Localization(Task):
             step: f"second {second}; gold {', '.join(spans.get(step, ['not in the video']))}"
             for step, second in zip(self.recipe(clip), seconds.tolist(), strict=True)
         }
-        return Exhibit("Localization", clip.video.name, (), lines)
+        return Sample("Localization", clip, None, lines)

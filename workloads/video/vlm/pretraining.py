@@ -89,8 +89,8 @@ class Pretraining(Task):
             for task in (Retrieval, Localization)
         ]
         scores = {name: value for part in parts for name, value in part.scores.items()}
-        exhibits = tuple(exhibit for part in parts for exhibit in part.exhibits)
-        return Judgement(total / count, len(clips), scores, exhibits)
+        samples = tuple(sample for part in parts for sample in part.samples)
+        return Judgement(total / count, len(clips), scores, samples)
 
     def measures(self) -> tuple[str, ...]:
         """The loss, each modality's part of it, and how many video tokens it chose from (|V'|)."""

@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from core.errors import DataError
-from core.exhibits import Exhibit
 from core.scores import Score
 from data.video.records import Span
 from workloads.video.dataset import Clip
 from workloads.video.metrics.retrieval import median_rank, ranks, recall_at
 from workloads.video.vlm.clips import Batcher
 from workloads.video.vlm.model import VideoLanguageModel, mean_states, padded, with_sep
-from workloads.video.vlm.task import Judgement, Task, nothing
+from workloads.video.vlm.task import Judgement, Sample, Task, nothing
 
 KS = (1, 5, 10)
 RETRIEVAL_SCORES = (
@@ -29,7 +29,7 @@ RETRIEVAL_SCORES = (
     Score("median_rank", "median rank", is_percent=False, higher_is_better=False),
 )
 CHUNK = 256
-EXHIBITS = 6
+SAMPLES = 6
 
 
 def video_vectors(model: VideoLanguageModel, stretches: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -111,7 +111,7 @@ class Retrieval(Task):
         found = ranks(array, same)
         scores = {f"recall_at_{k}": recall_at(found, k) for k in KS}
         scores["median_rank"] = median_rank(found)
-        return Judgement(loss, len(texts), scores, self._exhibits(clips, texts, array, same))
+        return Judgement(loss, len(texts), scores, self._samples(clips, texts, array, same))
 
     def _gather(self, clips: Sequence[Clip]) -> tuple[list[torch.Tensor], list[str]]:
         stretches, texts = [], []
@@ -121,38 +121,30 @@ class Retrieval(Task):
                 texts.append(told)
         return stretches, texts
 
-    def _exhibits(
-        self, clips: Sequence[Clip], texts: Sequence[str], similarity: np.ndarray, same: np.ndarray
-    ) -> tuple[Exhibit, ...]:
+    def _samples(
+        self,
+        clips: Sequence[Clip],
+        texts: Sequence[str],
+        similarity: npt.NDArray[np.float64],
+        same: npt.NDArray[np.bool_],
+    ) -> tuple[Sample, ...]:
         places = [(clip, span) for clip in clips for span, _ in self.items(clip)]
-        exhibits = []
-        for query in range(0, len(texts), max(1, len(texts) // EXHIBITS)):
+        samples = []
+        for query in range(0, len(texts), max(1, len(texts) // SAMPLES)):
             best = int(similarity[query].argmax())
             better = int((similarity[query] > similarity[query][same[query]].max()).sum())
-            exhibits.append(
-                Exhibit(
-                    kind="Retrieval",
-                    title=place_of(*places[best]),
-                    images=(),
-                    lines={
-                        "query": texts[query],
-                        "text of the clip found": texts[best],
-                        "rank of the right clip": str(better + 1),
-                    },
-                )
-            )
-        return tuple(exhibits[:EXHIBITS])
+            lines = {
+                "query": texts[query],
+                "text of the clip found": texts[best],
+                "rank of the right clip": f"{better + 1} of {len(texts)}",
+            }
+            samples.append(Sample("Retrieval: the clip found", *places[best], lines))
+        return tuple(samples[:SAMPLES])
 
 
-def place_of(clip: Clip, span: Span | None) -> str:
-    """Where an exhibit was taken: a video's name, and the seconds."""
-    start_s, end_s = span or (0.0, float(len(clip.features)))
-    return f"{clip.video.name} {start_s:.1f}-{end_s:.1f} s"
-
-
-def _same(texts: Sequence[str]) -> np.ndarray:
+def _same(texts: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Which texts are the same, bool, shape (N, N)."""
     numbers: dict[str, int] = {}
     ids = np.array([numbers.setdefault(one, len(numbers)) for one in texts])
-    same: np.ndarray = ids[:, None] == ids[None, :]
+    same: npt.NDArray[np.bool_] = ids[:, None] == ids[None, :]
     return same

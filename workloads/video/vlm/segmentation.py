@@ -12,16 +12,15 @@ import torch
 from torch.nn import functional
 
 from core.errors import DataError
-from core.exhibits import Exhibit
 from core.scores import Score
 from workloads.video.dataset import Clip, VideoDataset
 from workloads.video.vlm.model import VideoLanguageModel
-from workloads.video.vlm.task import Judgement, Task, nothing
+from workloads.video.vlm.task import Judgement, Sample, Task, nothing
 from workloads.video.vlm.windows import over_windows
 
 BACKGROUND = 0
 CHUNK = 64
-EXHIBITS = 4
+SAMPLES = 4
 
 
 def step_of_seconds(clip: Clip) -> list[str]:
@@ -97,23 +96,21 @@ class Segmentation(Task):
             "step_frame_accuracy": float(right[within].double().mean()) if within.any() else 0.0,
         }
         loss = float(functional.cross_entropy(logits.double(), labels))
-        return Judgement(loss, len(labels), scores, self._exhibits(clips, found))
+        return Judgement(loss, len(labels), scores, self._samples(clips, found))
 
-    def _exhibits(
-        self, clips: Sequence[Clip], logits: Sequence[torch.Tensor]
-    ) -> tuple[Exhibit, ...]:
+    def _samples(self, clips: Sequence[Clip], logits: Sequence[torch.Tensor]) -> tuple[Sample, ...]:
         names = ["background", *self.dataset.steps]
         return tuple(
-            Exhibit(
+            Sample(
                 "Segmentation",
-                clip.video.name,
-                (),
+                clip,
+                None,
                 {
                     "gold": _runs([step or names[0] for step in step_of_seconds(clip)]),
                     "model": _runs([names[i] for i in one.argmax(1).tolist()]),
                 },
             )
-            for clip, one in list(zip(clips, logits, strict=True))[:EXHIBITS]
+            for clip, one in list(zip(clips, logits, strict=True))[:SAMPLES]
         )
 
 

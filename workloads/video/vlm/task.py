@@ -10,12 +10,35 @@ from typing import ClassVar
 import torch
 
 from core.errors import Problem
-from core.exhibits import Exhibit
 from core.scores import Score
+from data.video.records import Span
 from workloads.video.dataset import Clip, VideoDataset
 from workloads.video.vlm.clips import Batcher
 from workloads.video.vlm.model import VideoLanguageModel
 from workloads.video.vlm.options import VlmOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item as people look at it.
+
+    Attributes:
+        kind: What all of a kind stand under.
+        clip: The video.
+        span: What of it is meant; None for all.
+        lines: What is told of it, by what it is.
+    """
+
+    kind: str
+    clip: Clip
+    span: Span | None
+    lines: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """The video's name, and the seconds that are meant."""
+        start_s, end_s = self.span or (0.0, float(len(self.clip.features)))
+        return f"{self.clip.video.name}, {start_s:.1f} to {end_s:.1f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +49,13 @@ class Judgement:
         loss: Mean of what training minimises, over what was judged.
         num_items: Items judged: queries, frames, questions, captions.
         scores: By name, those of `Task.scores`.
-        exhibits: A few items as people look at them.
+        samples: A few items as people look at them.
     """
 
     loss: float
     num_items: int
     scores: Mapping[str, float]
-    exhibits: tuple[Exhibit, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from core.records import EvaluationRecord
 from core.scores import Scores
 from core.seeds import derive_seed, numpy_generator, torch_generator
 from core.workload import Objective, Offer, Split, Workload
+from data.video.stills import stills
 from workloads.video.dataset import Clip, VideoDataset, VideoExamples, on_device
 from workloads.video.loading import load_videos
 from workloads.video.metrics.captions import meteor_missing
@@ -45,6 +46,7 @@ from workloads.video.vlm.segmentation import Segmentation
 from workloads.video.vlm.task import Task
 
 EXHIBITED_VIDEOS = 24
+STILLS = 4
 
 BY_NAME: Mapping[str, type[Task]] = {
     task.name: task
@@ -69,8 +71,8 @@ class Vlm(Workload):
         """Keys that do not go together."""
         options = config.section(VlmOptions)
         yield from options.problems()
-        if options.meteor and (reason := meteor_missing()):
-            yield Problem("vlm.meteor", "true", f"{reason}; leave it out, or install it")
+        if options.meteor and (missing := meteor_missing()):
+            yield Problem("vlm.meteor", "true", f"{missing.reason}, or leave it out")
 
     @classmethod
     def lacks(cls, config: RunConfig) -> Mapping[Offer, str]:
@@ -231,7 +233,16 @@ class Vlm(Workload):
                 self.task(name).judge(cast(VideoLanguageModel, model), clips)
                 for name in self.options.all_tasks
             ]
-        return tuple(exhibit for one in found for exhibit in one.exhibits)
+        return tuple(
+            Exhibit(
+                sample.kind,
+                sample.title,
+                stills(self.dataset.root, sample.clip.video, sample.span, count=STILLS),
+                sample.lines,
+            )
+            for one in found
+            for sample in one.samples
+        )
 
     def is_trained(self, entry: str, partition_id: int) -> bool:
         """Whatever belongs to no task, or to one of the client's."""
