@@ -210,6 +210,18 @@ def _refuse_unfit_groups(
             "strategy=local, where nothing is shared"
         )
         raise ConfigError([Problem(f"groups.{key}", getattr(config.groups, key), rule)])
+    if config.partition.scheme == "own" and clients_evaluate(strategy, workload, groups):
+        rule = (
+            "leaves models with clients that only they could judge, and with partition.scheme=own "
+            f"they have no {workload.noun} held out to judge them by"
+        )
+        raise ConfigError(
+            [
+                Problem("groups.personal", config.groups.personal, f"{rule}; leave it out")
+                if strategy.has_global_model
+                else Problem("strategy", config.strategy, f"{rule}; take another, such as fedavg")
+            ]
+        )
     if config.privacy.is_private and clients_evaluate(strategy, workload, groups):
         rule = (
             "has clients judge models of their own, and what they tell of them nothing would "
