@@ -45,7 +45,6 @@ TINY: Mapping[str, object] = MappingProxyType(
         "vlm.layers": 1,
         "vlm.heads": 2,
         "vlm.feedforward": 16,
-        "vlm.clips": 2,
     }
 )
 
