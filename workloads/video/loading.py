@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from core.errors import ConfigError, DataError, Problem
-from data.video.faults import FaultLog
 from data.video.encoder import frozen_encoder
+from data.video.faults import FaultLog
 from data.video.features import features_of, given_features
 from data.video.formats.table import read_corpus
 from data.video.records import SPLITS, Corpus
