@@ -300,7 +300,7 @@ def test_files_are_seen_as_the_federation_sees_its_own_and_broken_ones_left_out(
         shutil.rmtree(tmp_path / who / "features")
         for i, video in enumerate(Corpus.read(tmp_path / who).videos):
             (tmp_path / who / video.path).parent.mkdir(exist_ok=True)
-            film(tmp_path / who / video.path, num_frames=20 + 10 * i)
+            film(tmp_path / who / video.path, num_frames=20 + 5 * i)
     words = [f"video.source=shapestory:{tmp_path / 'server'}", "video.encoder=conv3d-random"]
     config = config_of(words, video__cache=str(tmp_path / "servers-cache"))
     server = open_workload(config, torch.device("cpu"))
