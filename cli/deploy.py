@@ -408,14 +408,21 @@ def _followed(control: Control, begun: Any, report: bool) -> Outcome:
 def _config(deployment: Deployment, settings: list[str]) -> RunConfig:
     """Keys as ``tessera run`` takes them, and refuses them; clients bring their own data."""
     from cli.main import parse
+    from core.config import RunConfig
+    from core.plugins import is_plugin
     from experiments.run import with_name
+    from workloads.table import WORKLOADS, workload_class
 
     given = {word.partition("=")[0] for word in settings}
+    named = [word.partition("=")[2] for word in settings if word.startswith("workload=")]
+    workload = named[0] if named else RunConfig().workload
+    known = workload in WORKLOADS or is_plugin(workload)  # what is neither is refused below
+    reads = workload_class(workload).reads if known else ()
     if not given & {"partition.scheme", "partition.file"}:
         settings = ["partition.scheme=own", *settings]
     if not given & {"partition.clients", "partition.file"}:
         settings = [f"partition.clients={len(deployment.clients)}", *settings]
-    if "data.root" not in given:
+    if "data" in reads and "data.root" not in given:
         settings = [f"data.root={deployment.server_data}", *settings]
     return with_name(parse(settings))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cli.deploy import _config
 from cli.main import app
 from core.config import DataConfig
 from core.errors import RunError
@@ -49,6 +50,18 @@ def test_keys_are_refused_as_by_tessera_run_before_the_server_is_asked(
     _, theirs = _tessera(capsys, "run", "round=3", "seed=x")
     assert ours == theirs
     assert len(ours["error"]["problems"]) == 2
+    _, ours = _tessera(capsys, "deploy", "run", "--dir", str(tmp_path), "workload=vlmm")
+    assert [problem["key"] for problem in ours["error"]["problems"]] == ["workload"]
+
+
+@pytest.mark.parametrize("workload", ["classification", "vlm"])
+def test_a_workload_gets_the_servers_place_of_data_where_it_reads_it(
+    tmp_path: Path, workload: str
+) -> None:
+    deployment = initialise(tmp_path).deployment
+    config = _config(deployment, [f"workload={workload}", "strategy=fedavg"])
+    assert config.partition.scheme == "own" and config.partition.clients == 3
+    assert (config.data.root == str(deployment.server_data)) == (workload == "classification")
 
 
 def test_a_superlink_that_does_not_answer_is_told_with_its_address(
