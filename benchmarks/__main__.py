@@ -13,6 +13,7 @@ COMMANDS = {
     "paired": "methods of a suite against one of them, seed by seed",
     "meltr_cost": "MELTR's optimizers in passes and processor time, at equal update frequency",
     "meltr_sensitivity": "what MELTR's learned loss makes of each task over training",
+    "vlm_chance": "what guessing scores on a video corpus, by VLM's tasks",
 }
 """Each is a module here with ``add_arguments(parser)`` and ``run(arguments)``, the exit code.
 

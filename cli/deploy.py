@@ -261,24 +261,27 @@ def deal(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where to; each client of the deployment gets its own images, the usual place.",
+            help="Where to; each client of the deployment gets its own data, the usual place.",
             show_default=False,
         ),
     ] = None,
     folder: Folder = _FOLDER,
     as_json: Json = False,
 ) -> Outcome:
-    """Deal a data set into one file per client, to try a deployment with.
+    """Deal a data set into files for each client, to try a deployment with.
 
-    Keys are those of tessera run that say which images are dealt and how, such as: tessera deploy
+    Keys are those of tessera run that say what is dealt and how, such as: tessera deploy
     deal data.source=digits partition.alpha=0.1
 
-    Writes DIR/client-0/train.parquet and so on, each of which a client can be given as its --data.
+    Writes DIR/client-0/train.parquet and so on, or where a workload deals other data than images a
+    folder DIR/client-0. Each of them a client can be given as its --data.
     """
-    from data.export import write_shares
+    import torch
+
+    from core.workload import OwnData
     from data.partitioners import load_or_make_partition
-    from data.sources import load_dataset
     from engine.edge.deployment import open_deployment
+    from workloads.table import open_workload
 
     settings = settings or []
     given = {word.partition("=")[0] for word in settings}
@@ -287,12 +290,15 @@ def deal(
         out = deployment.folder / "data"
         if "partition.clients" not in given:
             settings = [f"partition.clients={len(deployment.clients)}", *settings]
+    if "workload" in given and "strategy" not in given:
+        settings = ["strategy=fedavg", *settings]  # which any workload fits; nothing is trained
     config = _parsed_to_deal(settings)
-    dataset = load_dataset(config.data, config.seed)
-    partition = load_or_make_partition(dataset, config.partition, config.seed)
-    files = write_shares(dataset, partition, out)
+    workload = open_workload(config, torch.device("cpu"))
+    assert isinstance(workload, OwnData), "as was checked"
+    partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
+    files = workload.write_shares(partition.clients, out)
     counts = [len(indices) for indices in partition.clients]
-    text = "".join(f"{path}  {n} images\n" for path, n in zip(files, counts, strict=True))
+    text = "".join(f"{path}  {n} {workload.noun}\n" for path, n in zip(files, counts, strict=True))
     told = [{"file": str(p), "num_examples": n} for p, n in zip(files, counts, strict=True)]
     return Outcome(text, {"files": told})
 
@@ -300,8 +306,13 @@ def deal(
 def _parsed_to_deal(settings: list[str]) -> RunConfig:
     from cli.main import parse
     from core.errors import ConfigError, Problem
+    from pairing.fit import lacking
+    from workloads.table import workload_class
 
     config = parse(settings)
+    if why := lacking(workload_class(config.workload), config).get("own-data"):
+        rule = f"cannot be dealt to clients as their own, because {why}; take another"
+        raise ConfigError([Problem("workload", config.workload, rule)])
     if config.partition.scheme == "own":
         rule = "deals nothing; take iid, dirichlet, pathological or quantity"
         raise ConfigError([Problem("partition.scheme", "own", rule)])

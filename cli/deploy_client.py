@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,12 @@ Server = Annotated[
     str, typer.Option(metavar="HOST[:PORT]", help="The federation's server; the port is 8443.")
 ]
 Data = Annotated[
-    Path, typer.Option(metavar="DIR", help="This client's own data; it stays on this machine.")
+    str,
+    typer.Option(
+        metavar="DIR|FORMAT:DIR",
+        help="This client's own data, whose format comes first where it is not Tessera's own; they "
+        "stay on this machine.",
+    ),
 ]
 Key = Annotated[
     Path,
@@ -165,15 +171,24 @@ def _max_delta(given: float | None, budget: float | None) -> float | None:
     raise ConfigError([Problem("--max-delta", f"{given:g}", rule)])
 
 
-def _checked_data(data: Path) -> Path:
+_FORMAT = re.compile(r"([a-z0-9-]+):(.+)", re.DOTALL)
+
+
+def _checked_data(data: str) -> str:
     """The client's own data, looked at before anything else happens.
+
+    What is known here is only that there is something: what it has to be, a run says.
+
+    Returns:
+        The same, with its path whole.
 
     Raises:
         DataError: It is not there or cannot be read.
     """
-    path = data.expanduser().resolve()
+    named = None if Path(data).expanduser().exists() else _FORMAT.fullmatch(data)
+    path = Path(named[2] if named else data).expanduser().resolve()
     if any(not character.isprintable() for character in str(path)):
-        raise DataError(f"--data={str(data)!r}: must not hold control characters; name another")
+        raise DataError(f"--data={data!r}: must not hold control characters; name another")
     try:
         if path.is_dir():
             next(path.iterdir(), None)
@@ -182,7 +197,7 @@ def _checked_data(data: Path) -> Path:
                 pass
     except OSError as error:
         raise DataError(
-            f"--data={data}: cannot be read: {error.strerror}; name the folder or parquet file of "
-            "this client's own images"
+            f"--data={data}: cannot be read: {error.strerror}; name the folder or file of this "
+            "client's own data"
         ) from error
-    return path
+    return f"{named[1]}:{path}" if named else str(path)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -31,10 +32,8 @@ from core.progress import StepCounter
 from core.records import RunFolder, write_whole
 from core.seeds import derive_seed, seeded_globals
 from core.wire import Record
-from core.workload import Workload
+from core.workload import Dataset, OwnData, Workload
 from data.canaries import deal_canaries
-from data.dataset import ImageDataset, image_dataset
-from data.own import DataForm, load_own
 from data.partition import Partition
 from data.partitioners import load_or_make_partition
 from pairing.configuration import parse_config
@@ -45,7 +44,7 @@ from strategies.flower import from_flower, to_flower
 from strategies.private import refuse_large_delta
 from strategies.table import build_strategy
 from strategies.told import tell
-from workloads.table import open_on, open_workload
+from workloads.table import open_on, open_workload, workload_class
 
 app = ClientApp()
 
@@ -216,9 +215,9 @@ def _state(
 
 @app.query()
 def join(message: Message, context: Context) -> Message:
-    """Tell which partition this node holds, what is installed, and, of its own images, how many.
+    """Tell which partition this node holds, what is installed, and, of its own data, how much.
 
-    A client that cannot take part says why: what is wrong with its images, its folder of state, or
+    A client that cannot take part says why: what is wrong with its data, its folder of state, or
     a run that its operator has not agreed to. In a private run that protects examples, neither
     counts nor a digest are told, and of a failure no more than that there was one.
     """
@@ -231,12 +230,14 @@ def join(message: Message, context: Context) -> Message:
     if config.partition.scheme == "own":
         text = str(from_flower(message.content).settings["federation"])
         folder = place.run_folder(config, context.run_id)
-        write_whole(_form_file(folder, place), DataForm.from_text(text).to_text().encode())
-        own = image_dataset(_resident_of(context).workload.dataset).train
+        with _told(config, folder, place):
+            kind = _kind_of_own(config)
+            kind.check_own(place.settled(config), place.own_data(_noun(config)))
+        write_whole(_form_file(folder, place), text.encode())
+        own = _resident_of(context).workload.dataset
         if not config.hides_counts:
-            digest = owner_of(own.images, own.labels)
-            classes = len(DataForm.from_text(text).class_names)
-            counts["class_counts"] = np.bincount(own.labels.numpy(), minlength=classes)
+            digest = _digest(own)
+            counts["class_counts"] = _class_counts(own)
     told = {"partition_id": place.partition_id, "keeps_state": int(bool(place.state))}
     settings = {
         "installation": json.dumps(describe_installation()),
@@ -253,7 +254,7 @@ def alive(message: Message, context: Context) -> Message:
 
 
 def _form_file(folder: RunFolder, place: Place) -> Path:
-    """Where a client keeps what the federation expects of its images."""
+    """Where a client keeps what the federation expects of its data."""
     return folder.clients / f"partition-{place.partition_id:05d}.federation.json"
 
 
@@ -273,9 +274,7 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
     folder = place.run_folder(config, run_id)
     device = resolve_device(config.engine.device)
     if config.partition.scheme == "own":
-        private = config.privacy.is_example_level
-        quiet = quiet_failures(folder, place.partition_id) if private else contextlib.nullcontext()
-        with quiet:
+        with _told(config, folder, place):
             dataset = _own_dataset(config, folder, place)
         workload = open_on(config, dataset, device)
         partition = _held_by(place.partition_id, dataset)
@@ -317,8 +316,36 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
     )
 
 
-def _own_dataset(config: RunConfig, folder: RunFolder, place: Place) -> ImageDataset:
-    """The client's own images, as the federation that it has joined numbers their classes.
+def _told(
+    config: RunConfig, folder: RunFolder, place: Place
+) -> contextlib.AbstractContextManager[None]:
+    """Of a failure inside the block a private client tells the server no more than that it was."""
+    private = config.privacy.is_example_level
+    return quiet_failures(folder, place.partition_id) if private else contextlib.nullcontext()
+
+
+def _kind_of_own(config: RunConfig) -> type[OwnData]:
+    kind = workload_class(config.workload)
+    assert issubclass(kind, OwnData), "only of a workload that offers own data"
+    return kind
+
+
+def _noun(config: RunConfig) -> str:
+    return workload_class(config.workload).noun
+
+
+def _class_counts(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Training examples of each class, int64, shape (C,)."""
+    return np.bincount(dataset.train_labels.numpy(), minlength=len(dataset.class_names))
+
+
+def _digest(dataset: Dataset) -> str:
+    """Of all training examples: what its client is known by."""
+    return owner_of(*dataset.content(torch.arange(dataset.num_examples["train"])))
+
+
+def _own_dataset(config: RunConfig, folder: RunFolder, place: Place) -> Dataset:
+    """The client's own data, as the federation that it has joined numbers their classes.
 
     Raises:
         DataError: They are missing or unfit, or too few.
@@ -330,25 +357,26 @@ def _own_dataset(config: RunConfig, folder: RunFolder, place: Place) -> ImageDat
             f"client {place.partition_id} is asked for an update and has not joined the run: it "
             f"has no {path.name}; start the run again"
         )
-    form = DataForm.from_text(path.read_text())
-    images = load_own(place.own_images(), form)
-    if len(images) < config.partition.min_examples:
+    noun = _noun(config)
+    dataset = _kind_of_own(config).load_own(config, place.own_data(noun), path.read_text())
+    count = dataset.num_examples["train"]
+    if count < config.partition.min_examples:
         raise DataError(
-            f"client {place.partition_id} holds {len(images)} images, below "
+            f"client {place.partition_id} holds {count} {noun}, below "
             f"partition.min-examples={config.partition.min_examples}"
         )
     if config.privacy.is_example_level:
-        refuse_large_delta(config.privacy, [len(images)])
-    _refuse_other_images(config, folder, place, owner_of(images.images, images.labels))
-    return form.dataset(images)
+        refuse_large_delta(config.privacy, [count])
+    _refuse_other_data(config, folder, place, _digest(dataset))
+    return dataset
 
 
-def _refuse_other_images(config: RunConfig, folder: RunFolder, place: Place, digest: str) -> None:
-    """Hold a client to the images with which it joined; a private one's digest is told to nobody.
+def _refuse_other_data(config: RunConfig, folder: RunFolder, place: Place, digest: str) -> None:
+    """Hold a client to the data with which it joined; a private one's digest is told to nobody.
 
     The server asks who a node is when it sees it come, and does not see a short absence.
     """
-    path = folder.clients / f"partition-{place.partition_id:05d}.images.json"
+    path = folder.clients / f"partition-{place.partition_id:05d}.own.json"
     mine = {"identity": config.identity(), "sha256": digest}
     try:
         theirs = json.loads(path.read_bytes())
@@ -358,24 +386,25 @@ def _refuse_other_images(config: RunConfig, folder: RunFolder, place: Place, dig
         raise RecordError(f"{path} is damaged: {error}; start the run again") from error
     if theirs.get("identity") == mine["identity"] and theirs != mine:
         raise DataError(
-            f"client {place.partition_id}'s images are not those with which it joined this run; "
-            "bring those back, or start the run anew under another name"
+            f"client {place.partition_id}'s {_noun(config)} are not those with which it joined "
+            "this run; bring those back, or start the run anew under another name"
         )
     write_whole(path, json.dumps(mine).encode())
 
 
-def _held_by(partition_id: int, dataset: ImageDataset) -> Partition:
+def _held_by(partition_id: int, dataset: Dataset) -> Partition:
     """A partition in which one client holds all there is here."""
     others = tuple(np.zeros(0, np.int64) for _ in range(partition_id))
-    counts = np.zeros((partition_id + 1, dataset.num_classes), np.int64)
-    counts[partition_id] = np.bincount(dataset.train.labels.numpy(), minlength=dataset.num_classes)
+    counts = np.zeros((partition_id + 1, len(dataset.class_names)), np.int64)
+    counts[partition_id] = _class_counts(dataset)
+    num_examples = dataset.num_examples["train"]
     return Partition(
         scheme={"scheme": "own"},
         source=dataset.name,
-        num_examples=len(dataset.train),
+        num_examples=num_examples,
         seed=0,
         failed_attempts=(),
-        clients=(*others, np.arange(len(dataset.train), dtype=np.int64)),
+        clients=(*others, np.arange(num_examples, dtype=np.int64)),
         class_counts=counts,
     )
 

@@ -1,4 +1,4 @@
-"""What a client's operator says of it: where its images and its state lie, and what it joins in.
+"""What a client's operator says of it: where its data and its state lie, and what it joins in.
 
 A simulated client has a partition and nothing else; it keeps its state in the run's folder. A
 client on a machine of its own is given a folder of state, and from then on no path that a server
@@ -19,6 +19,7 @@ from core.config import DataConfig, RunConfig, Scalar
 from core.errors import ConfigError, DataError, PrivacyError, Problem, RecordError
 from core.plugins import is_plugin
 from core.records import RunFolder, write_whole
+from pairing.configuration import rules_read
 from privacy.ledger import Budget, ledger_folder
 
 _KEYS: Mapping[str, type] = {
@@ -30,8 +31,8 @@ _KEYS: Mapping[str, type] = {
     "max-delta": float,
 }
 _SCHEMA_VERSION = 1
-_FOREIGN_FILES = ("parquet:", "folder:")
 MAX_DELTA = 1e-5
+START = "start-from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Place:
 
     Attributes:
         partition_id: Which client of the federation it is.
-        data: Its own images, a folder or parquet file, or where torchvision's data sets lie; empty
+        data: Its own data as its workload reads them, or where torchvision's data sets lie; empty
             where the run says so.
         state: Folder for all it keeps; empty for a simulated client.
         key: Fingerprint of its node's key; empty where there is none.
@@ -92,33 +93,41 @@ class Place:
     def refuse_foreign_files(self, run_config: Mapping[str, Scalar]) -> None:
         """Refuse a run that names files of this machine, before any of it is looked at.
 
+        Where clients bring their own data, what names the server's is passed over: `settled` leaves
+        it out. So are the weights that a run starts from, which the server sends.
+
         Raises:
             ConfigError: A key names one.
         """
         if not self.state:
             return
         own = run_config.get("partition.scheme") == "own"
-        problems = []
+        rules, problems = rules_read(run_config), []
         for name, value in run_config.items():
             text = str(value)
             plugin = isinstance(value, str) and is_plugin(value)
-            source = name == "data.source" and text.startswith(_FOREIGN_FILES)
-            if (plugin or source) and own and name == "data.source":
-                continue  # the server's own images
-            if plugin or source or (name == "partition.file" and text):
+            file = name in rules and rules[name].names_file(text)
+            if (file and own) or name == START:
+                continue
+            if plugin or file:
                 rule = "names a file of this client's machine, which a server may not; leave it out"
                 problems.append(Problem(name, text, rule))
         if problems:
             raise ConfigError(problems)
 
     def settled(self, config: RunConfig) -> RunConfig:
-        """The run's configuration as it is meant here, without the server's places of images.
+        """The run's configuration as it is meant here, without the server's places of data.
 
-        Where clients bring their own, even the server's file that makes its images is not looked
-        at, which the identity of a run would otherwise be made of.
+        Where clients bring their own, even the server's files are not looked at, by whose content a
+        run would otherwise be known. Weights to start from come from the server.
         """
-        if config.partition.scheme == "own":
-            return replace(config, data=DataConfig())
+        own = config.partition.scheme == "own"
+        if own or self.state:
+            config = replace(config, start_from="")
+        if self.state:
+            config = config.with_caches_in(Path(self.state) / "cache")
+        if own:
+            return replace(config.without_files(), data=DataConfig())
         if self.state:
             root = self.data or str(Path(self.state) / "data")
             return replace(config, data=replace(config.data, root=root, download=False))
@@ -187,15 +196,15 @@ class Place:
                 "this client a folder of its own, or the old key"
             )
 
-    def own_images(self) -> Path:
-        """Where its own images lie.
+    def own_data(self, noun: str) -> str:
+        """Where its own data lie, which are called `noun`, in its operator's words.
 
         Raises:
             DataError: The node names no place.
         """
         if not self.data:
             raise DataError(
-                "partition.scheme=own, and this client was started without images of its own; "
+                f"partition.scheme=own, and this client was started without {noun} of its own; "
                 "start it with --data DIR"
             )
-        return Path(self.data).expanduser().resolve()
+        return self.data

@@ -56,6 +56,10 @@ class Rule:
         allows: Whether a value of the right type is allowed.
         choices: Closed set of spellings, for suggestions; empty where the set is open.
         read_if: The key is read only where this other key has one of these values; None if always.
+        names_file: Whether a value names files of the machine that reads it, which a server may
+            not choose on a client's.
+        is_cache: Whether it names a folder of what can be made again; clients on machines of their
+            own keep theirs with their state.
     """
 
     meaning: str
@@ -63,6 +67,8 @@ class Rule:
     allows: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
     read_if: tuple[str, tuple[str, ...]] | None = None
+    names_file: Callable[[str], bool] = lambda value: False
+    is_cache: bool = False
 
 
 def number(
@@ -98,6 +104,7 @@ def choice(
     prefixes: Mapping[str, str] | None = None,
     read_if: tuple[str, tuple[str, ...]] | None = None,
     note: str = "",
+    names_file: Callable[[str], bool] = lambda value: False,
 ) -> Any:
     """A key with a closed set of names, and where stated ``FILE.py:NAME`` or ``prefix:VALUE``.
 
@@ -117,7 +124,7 @@ def choice(
         )
 
     text = "one of " + ", ".join(forms) + (f"; {note}" if note else "")
-    rule = Rule(meaning, text, allows, names, read_if)
+    rule = Rule(meaning, text, allows, names, read_if, names_file)
     return field(default=default, metadata={"rule": rule})
 
 
@@ -133,9 +140,11 @@ def text(
     allowed: str = "any text",
     allows: Callable[[str], bool] = lambda value: True,
     read_if: tuple[str, tuple[str, ...]] | None = None,
+    names_file: Callable[[str], bool] = lambda value: False,
+    is_cache: bool = False,
 ) -> Any:
     """A free text key."""
-    rule = Rule(meaning, allowed, allows, (), read_if)
+    rule = Rule(meaning, allowed, allows, (), read_if, names_file, is_cache)
     return field(default=default, metadata={"rule": rule})
 
 
@@ -143,6 +152,10 @@ def _is_file_name(value: str) -> bool:
     if len(value.encode()) > 200 or not value.isprintable():
         return False
     return value == "" or (value not in {".", ".."} and not set(value) & set("/\\"))
+
+
+def _are_images_on_disk(value: str) -> bool:
+    return value.startswith(("parquet:", "folder:")) or is_plugin(value)
 
 
 def _is_ray_address(value: str) -> bool:
@@ -162,6 +175,7 @@ class DataConfig:
         ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100"],
         prefixes={"parquet": "DIR", "folder": "DIR"},
         plugin="FUNCTION",
+        names_file=_are_images_on_disk,
     )
     root: str = text(
         ".data",
@@ -208,7 +222,9 @@ class PartitionConfig:
     max_attempts: int = number(
         100, "seeds tried before a partition that misses min-examples is refused", least=1
     )
-    file: str = text("", "read the partition from this JSON file instead; empty makes one")
+    file: str = text(
+        "", "read the partition from this JSON file instead; empty makes one", names_file=bool
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -621,6 +637,22 @@ class RunConfig:
         """The configuration as flat scalars, without sections of what is not selected."""
         return dict(_flatten(self, ""))
 
+    def without_files(self) -> RunConfig:
+        """The same, with its defaults where a key names files of the machine that reads it."""
+
+        def of(rule: Rule, value: Scalar, default: Scalar) -> Scalar:
+            return default if rule.names_file(str(value)) else value
+
+        return cast(RunConfig, _mapped(self, of))
+
+    def with_caches_in(self, folder: Path) -> RunConfig:
+        """The same, with what can be made again kept in `folder`."""
+
+        def of(rule: Rule, value: Scalar, default: Scalar) -> Scalar:
+            return str(folder) if rule.is_cache else value
+
+        return cast(RunConfig, _mapped(self, of))
+
     def identity(self) -> str:
         """A hash of all that can change a result.
 
@@ -671,6 +703,21 @@ def _flatten(section: Any, prefix: str) -> Iterable[tuple[str, Scalar]]:
             yield from _flatten(value, f"{name}.")
         else:
             yield name, value
+
+
+def _mapped(section: Any, change: Callable[[Rule, Scalar, Scalar], Scalar]) -> Any:
+    """A section and those in it, with `change` of each key's rule, value and default."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        if item.name == "options":
+            changes[item.name] = {title: _mapped(own, change) for title, own in value.items()}
+        elif dataclasses.is_dataclass(value):
+            changes[item.name] = _mapped(value, change)
+        else:
+            default = cast(Scalar, item.default)
+            changes[item.name] = change(item.metadata["rule"], value, default)
+    return dataclasses.replace(section, **changes)
 
 
 def _keys_of(section: type, prefix: str) -> Iterable[Key]:
@@ -841,8 +888,6 @@ def _conflicts(config: RunConfig) -> Iterable[Problem]:
     if config.resume and not config.name:
         rule = "needs the name of the run folder; give name=..."
         yield Problem("resume", "true", rule)
-    if config.partition.scheme == "own":
-        yield from _conflicts_of_own_data(config)
     if cohort.over_sampling and not 0 < cohort.size < clients:
         rule = (
             f"adds to cohort.size={cohort.size}, which must be from 1 to {clients - 1}, below "
@@ -867,18 +912,6 @@ def _conflicts(config: RunConfig) -> Iterable[Problem]:
             if value != default:
                 rule = "is read only with faults.straggler-rate above 0; leave it out"
                 yield Problem(key, f"{value:g}", rule)
-
-
-def _conflicts_of_own_data(config: RunConfig) -> Iterable[Problem]:
-    """What only works where the images are dealt from here."""
-    for key, value, default in (
-        ("canaries.kind", config.canaries.kind, "none"),
-        ("attack.kind", config.attack.kind, "none"),
-        ("data.train-examples", config.data.train_examples, 0),
-    ):
-        if value != default:
-            rule = "is not possible with partition.scheme=own, where clients bring their own images"
-            yield Problem(key, str(value), f"{rule}; leave it out")
 
 
 def _build(

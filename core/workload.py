@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -29,12 +32,18 @@ from core.seeds import seeded_globals
 Split = Literal["validation", "test"]
 
 Offer = Literal[
-    "labelled-images", "image-loss", "per-example-gradients", "gradient-steps", "equal-forms"
+    "labelled-images",
+    "image-loss",
+    "own-data",
+    "per-example-gradients",
+    "gradient-steps",
+    "equal-forms",
 ]
 """What a strategy or a feature may need of a workload beyond an objective.
 
 ``labelled-images``: its data are a `data.dataset.ImageDataset`. ``image-loss``: labelled images
-alone have a loss, wherever they come from (`ImageWorkload`). ``per-example-gradients``: the loss of
+alone have a loss, wherever they come from (`ImageWorkload`). ``own-data``: clients can bring their
+own (`OwnData`), which `pairing.fit` sees for itself. ``per-example-gradients``: the loss of
 a batch is the mean of losses that depend on one example each, and nothing else is made of the
 client's data. ``gradient-steps``: all that local steps move, they move by plain steps along the
 gradient. ``equal-forms``: every client trains, and sends, the same entries.
@@ -117,6 +126,7 @@ class Workload(ABC):
         dataset: What `load` gave, or what a client brought.
         device: Where models and examples live.
         name: As the configuration names it.
+        noun: What examples are called before users, in the plural.
         reads: Which of the sections ``data`` and ``model`` it reads.
         sections: Frozen dataclasses of the configuration sections that it reads, by their titles.
         classifies: Whether its evaluations hold a confusion matrix over the classes of its data.
@@ -127,6 +137,7 @@ class Workload(ABC):
     device: torch.device
 
     name: ClassVar[str]
+    noun: ClassVar[str] = "examples"
     reads: ClassVar[tuple[str, ...]] = ()
     sections: ClassVar[Mapping[str, type]] = {}
     classifies: ClassVar[bool] = False
@@ -242,6 +253,62 @@ class Workload(ABC):
     def with_dataset(self, dataset: Dataset) -> Self:
         """The same workload on other data of its form."""
         return dataclasses.replace(self, dataset=dataset)
+
+
+class OwnData(ABC):
+    """What a workload has besides, whose clients can bring their own data to a network.
+
+    The server makes a form of its own data, from which a client reads its data as all others do:
+    the same classes under the same numbers, the same words, the same sizes.
+    """
+
+    @abstractmethod
+    def form(self) -> str:
+        """All that a client must know of the federation to read its own data, as JSON."""
+
+    @classmethod
+    @abstractmethod
+    def check_own(cls, config: RunConfig, source: str) -> None:
+        """Refuse what `load_own` would refuse whatever the form, and at little cost.
+
+        Args:
+            config: The run, without the server's files.
+            source: Where the client's data lie, in the words of its operator.
+
+        Raises:
+            DataError: There is nothing, or what is there is not laid out as it must be.
+        """
+
+    @classmethod
+    @abstractmethod
+    def load_own(cls, config: RunConfig, source: str, form: str) -> Dataset:
+        """Read a client's own data as the training split of a data set; there are no others.
+
+        Args:
+            config: The run, without the server's files.
+            source: Where the client's data lie, in the words of its operator.
+            form: What the server's `form` gave.
+
+        Raises:
+            DataError: The data are missing or unfit, do not fit the form, or it makes no sense.
+        """
+
+    @abstractmethod
+    def write_shares(
+        self, clients: Sequence[npt.NDArray[np.int64]], folder: Path
+    ) -> Sequence[Path]:
+        """Deal training examples into files, as clients bring them.
+
+        Args:
+            clients: By partition id, indices of training examples, ascending.
+            folder: Made where it is missing; each client gets ``client-K`` in it.
+
+        Returns:
+            By partition id, what `load_own` takes.
+
+        Raises:
+            DataError: An example cannot be written.
+        """
 
 
 class ImageWorkload(Protocol):

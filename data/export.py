@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -15,22 +16,23 @@ from PIL import Image
 
 from core.records import write_whole
 from data.dataset import ImageDataset, LabelledImages
-from data.partition import Partition
 
 
-def write_shares(dataset: ImageDataset, partition: Partition, folder: Path) -> list[Path]:
+def write_shares(
+    dataset: ImageDataset, clients: Sequence[npt.NDArray[np.int64]], folder: Path
+) -> list[Path]:
     """Write ``folder/client-K/train.parquet`` for every client; images stay in their order.
 
     Args:
         dataset: Its training images are dealt.
-        partition: To whom.
+        clients: By partition id, indices of training images.
         folder: Made where it is missing.
 
     Returns:
         The files, by partition id.
     """
     written = []
-    for k, indices in enumerate(partition.clients):
+    for k, indices in enumerate(clients):
         path = folder / f"client-{k}" / "train.parquet"
         own = dataset.train.take(torch.from_numpy(indices))
         write_whole(path, parquet_of(own, dataset.class_names))

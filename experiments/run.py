@@ -17,7 +17,7 @@ from server.app import make_server_app, run_folder_of
 from server.preparation import forget_preparation, prepare
 from server.progress import Progress
 from server.recorder import default_run_name
-from workloads.table import forget_data
+from workloads.table import forget_data, workload_class
 
 CLIENT_APP = "client.app:app"
 
@@ -125,7 +125,8 @@ def refuse_network_keys(config: RunConfig) -> None:
     """
     problems = []
     if config.partition.scheme == "own":
-        rule = "needs clients with images of their own, on a network: tessera deploy run"
+        noun = workload_class(config.workload).noun
+        rule = f"needs clients with {noun} of their own, on a network: tessera deploy run"
         problems.append(Problem("partition.scheme", "own", rule))
     if config.resume:
         rule = "is for a network; here it is tessera run --resume RUN"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from core.config import Key, RunConfig, keys, parse
+from core.config import Key, Rule, RunConfig, keys, parse
 from core.errors import ConfigError, Problem
 from core.plugins import is_plugin
 from core.workload import Workload
@@ -35,7 +35,7 @@ def parse_config(flat: Mapping[str, object]) -> RunConfig:
     strategy, workload = strategy_class(config.strategy), workload_class(config.workload)
     problems = [
         *_attack_problems(strategy, config),
-        *_own_data_problems(strategy, config),
+        *_own_data_problems(strategy, workload, config),
         *misfits(strategy, workload, config),
         *private_problems(strategy, config),
     ]
@@ -47,6 +47,22 @@ def parse_config(flat: Mapping[str, object]) -> RunConfig:
 def config_keys() -> list[Key]:
     """Every key of what is built in, for help, docs and ``pyproject.toml``."""
     return keys(_sections(STRATEGIES, WORKLOADS), _readers(STRATEGIES, WORKLOADS))
+
+
+def rules_read(flat: Mapping[str, object]) -> dict[str, Rule]:
+    """Rules of the built-in keys that the strategy and the workload named in `flat` read.
+
+    Nothing that `flat` names is loaded; of what a user's own file would read, it knows nothing.
+    """
+    found = {key.name: key.rule for key in config_keys()}
+    default = RunConfig()
+    kinds: tuple[type[Strategy] | type[Workload] | None, ...] = (
+        STRATEGIES.get(str(flat.get("strategy", default.strategy))),
+        WORKLOADS.get(str(flat.get("workload", default.workload))),
+    )
+    read = {title for kind in kinds if kind is not None for title in kind.sections}
+    passed_over = _sections(STRATEGIES, WORKLOADS).keys() - read
+    return {n: rule for n, rule in found.items() if n.partition(".")[0] not in passed_over}
 
 
 def _sections(
@@ -74,12 +90,28 @@ def _attack_problems(kind: type[Strategy], config: RunConfig) -> Iterable[Proble
         yield Problem("attack.kind", config.attack.kind, rule)
 
 
-def _own_data_problems(kind: type[Strategy], config: RunConfig) -> Iterable[Problem]:
-    """Images that clients bring stay with them."""
+def _own_data_problems(
+    kind: type[Strategy], workload: type[Workload], config: RunConfig
+) -> Iterable[Problem]:
+    """What clients bring stays with them, and only works where nothing is dealt from here."""
     if config.partition.scheme != "own":
         return
+    for key, value, default in (
+        ("canaries.kind", config.canaries.kind, "none"),
+        ("attack.kind", config.attack.kind, "none"),
+        ("data.train-examples", config.data.train_examples, 0),
+    ):
+        if value != default:
+            rule = (
+                "is not possible with partition.scheme=own, where clients bring their own "
+                f"{workload.noun}; leave it out"
+            )
+            yield Problem(key, str(value), rule)
     if not kind.asks_clients:
-        rule = f"strategy {config.strategy} asks no clients, who alone have images; take another"
+        rule = (
+            f"strategy {config.strategy} asks no clients, who alone have {workload.noun}; take "
+            "another"
+        )
         yield Problem("partition.scheme", "own", rule)
     elif kind.images_sent == "raw":
         rule = f"strategy {config.strategy} sends clients' images as they are; take another"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from core.config import RunConfig
 from core.errors import Problem
-from core.workload import Offer, Workload
+from core.workload import Offer, OwnData, Workload
 from strategies.base import Strategy
 from strategies.private import fits
 from strategies.table import STRATEGIES
@@ -28,7 +28,7 @@ def misfits(
     yield from _of_groups(strategy, config)
     yield from _of_canaries(config)
     yield from _of_privacy(strategy, config, lacks)
-    yield from _of_features(config, lacks)
+    yield from _of_features(workload, config, lacks)
 
 
 def _unread(workload: type[Workload], config: RunConfig) -> Iterator[Problem]:
@@ -49,6 +49,11 @@ def lacking(workload: type[Workload], config: RunConfig) -> Mapping[Offer, str]:
     lacks = {
         offer: f"workload {config.workload} {why}" for offer, why in workload.lacks(config).items()
     }
+    if not issubclass(workload, OwnData):
+        lacks["own-data"] = (
+            f"workload {config.workload} does not say how clients' own are read, as a subclass of "
+            "core.workload.OwnData does"
+        )
     if config.train.optimizer != "sgd":
         lacks["gradient-steps"] = (
             f"train.optimizer={config.train.optimizer} scales every coordinate by its own history"
@@ -130,7 +135,9 @@ def _of_privacy(
         yield Problem("privacy.mechanism", mechanism, rule)
 
 
-def _of_features(config: RunConfig, lacks: Mapping[Offer, str]) -> Iterable[Problem]:
+def _of_features(
+    workload: type[Workload], config: RunConfig, lacks: Mapping[Offer, str]
+) -> Iterable[Problem]:
     """What the platform does to clients' data, which must be of a kind that it knows."""
     features: tuple[tuple[str, str, bool, Offer, str], ...] = (
         (
@@ -151,8 +158,8 @@ def _of_features(config: RunConfig, lacks: Mapping[Offer, str]) -> Iterable[Prob
             "partition.scheme",
             "own",
             config.partition.scheme == "own",
-            "labelled-images",
-            "reads clients' labelled images from their own machines",
+            "own-data",
+            f"reads clients' {workload.noun} from their own machines",
         ),
     )
     for key, value, is_used, offer, what in features:

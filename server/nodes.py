@@ -21,8 +21,7 @@ from flwr.serverapp import Grid
 from core.errors import QuorumError, RunError
 from core.installation import describe_installation, differences
 from core.wire import ArraySpec, Record, RecordSpec
-from data.dataset import image_dataset
-from data.own import DataForm
+from core.workload import OwnData
 from data.partition import Partition
 from server.preparation import Preparation
 from server.replies import POLL_S, Unreadable, printable, pull_each
@@ -32,7 +31,7 @@ log = logging.getLogger("tessera")
 
 _LONGEST_SETTING = 4_096
 _LONGEST_REASON, _LONGEST_KEY = 500, 100
-MOST_IMAGES = 2_000_000
+MOST_EXAMPLES = 2_000_000
 """That one client may say it has: the partition on record names each."""
 
 GRACE_S = 30.0
@@ -51,8 +50,8 @@ class Member:
         partition_id: Which client it is.
         key: Fingerprint of its key; empty where it has none.
         keeps_state: Whether its state and ledger lie on a machine of its own.
-        class_counts: Its own images of each class, shape (C,); None where it tells none.
-        data_sha256: Digest of its own images; empty where it tells none.
+        class_counts: Its own examples of each class, shape (C,); None where it tells none.
+        data_sha256: Digest of its own data; empty where it tells none.
     """
 
     node_id: int
@@ -196,9 +195,9 @@ class Nodes:
     def _question(self, node_id: int) -> Message:
         settings = {}
         if self._preparation.has_own_data:
-            settings["federation"] = DataForm.of(
-                image_dataset(self._preparation.workload.dataset)
-            ).to_text()
+            workload = self._preparation.workload
+            assert isinstance(workload, OwnData), "only of a workload that offers own data"
+            settings["federation"] = workload.form()
         content = to_flower(Record(settings=settings))
         return Message(content, dst_node_id=node_id, message_type="query")
 
@@ -232,9 +231,10 @@ class Nodes:
         if counts_told:
             counts = tuple(int(n) for n in record.arrays["class_counts"])
             least = preparation.config.partition.min_examples
-            if min(counts) < 0 or not least <= sum(counts) <= MOST_IMAGES:
+            if min(counts) < 0 or not least <= sum(counts) <= MOST_EXAMPLES:
                 raise ValueError(
-                    f"tells {sum(counts)} images; a client may have {least} to {MOST_IMAGES:,}"
+                    f"tells {sum(counts)} {preparation.workload.noun}; a client may have {least} "
+                    f"to {MOST_EXAMPLES:,}"
                 )
         return Member(
             node_id=node_id,
@@ -282,7 +282,7 @@ class Nodes:
         if known is not None and not member.is_again(known):
             raise ValueError(
                 f"partition {k} belongs to {_named(known)} in this run, and {_named(member)} is "
-                f"another: {_changes(known, member)}"
+                f"another: {_changes(known, member, self._preparation.workload.noun)}"
             )
         self._members[k] = member
         self._refused.pop(member.node_id, None)
@@ -317,7 +317,7 @@ class Nodes:
 
 
 def own_partition(preparation: Preparation, members: Mapping[int, Member]) -> Partition:
-    """What clients of a network hold that bring their own images.
+    """What clients of a network hold that bring their own data.
 
     The training split that it deals is the concatenation of what clients hold, by partition id;
     nobody has it whole. Where counts are hidden, all are 0.
@@ -379,12 +379,12 @@ def _named(member: Member) -> str:
     return f"node {member.node_id}" + (f" (key {member.key})" if member.key else "")
 
 
-def _changes(known: Member, member: Member) -> str:
+def _changes(known: Member, member: Member, noun: str) -> str:
     names = {
         "key": "its key",
         "keeps_state": "where it keeps state",
-        "class_counts": "how many images of each class it has",
-        "data_sha256": "its images",
+        "class_counts": f"how many {noun} of each class it has",
+        "data_sha256": f"its {noun}",
     }
     changed = [
         text for name, text in names.items() if getattr(known, name) != getattr(member, name)

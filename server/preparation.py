@@ -109,11 +109,11 @@ class Preparation:
 
     @property
     def has_own_data(self) -> bool:
-        """Whether clients bring their own images; who holds what is known once they have joined."""
+        """Whether clients bring their own data; who holds what is known once they have joined."""
         return self.config.partition.scheme == "own"
 
     def joined(self, partition: Partition) -> Preparation:
-        """The same run, once it is known what clients hold that bring their own images."""
+        """The same run, once it is known what clients hold that bring their own data."""
         assert self.has_own_data and self.canaries is None
         return dataclasses.replace(self, partition=partition, partition_without=partition)
 
@@ -210,6 +210,18 @@ def _refuse_unfit_groups(
             "strategy=local, where nothing is shared"
         )
         raise ConfigError([Problem(f"groups.{key}", getattr(config.groups, key), rule)])
+    if config.partition.scheme == "own" and clients_evaluate(strategy, workload, groups):
+        rule = (
+            "leaves models with clients that only they could judge, and with partition.scheme=own "
+            f"they have no {workload.noun} held out to judge them by"
+        )
+        raise ConfigError(
+            [
+                Problem("groups.personal", config.groups.personal, f"{rule}; leave it out")
+                if strategy.has_global_model
+                else Problem("strategy", config.strategy, f"{rule}; take another, such as fedavg")
+            ]
+        )
     if config.privacy.is_private and clients_evaluate(strategy, workload, groups):
         rule = (
             "has clients judge models of their own, and what they tell of them nothing would "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -15,17 +17,20 @@ from core.examples import Examples
 from core.metrics import evaluation_of
 from core.records import EvaluationRecord
 from core.scores import CLASSIFICATION, Scores
-from core.workload import Split, Workload
+from core.workload import OwnData, Split, Workload
 from data.dataset import ImageDataset
+from data.export import write_shares
+from data.own import DataForm, check_own, load_own
 from data.sources import load_dataset
 
 EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
-class LabelledImageWorkload(Workload):
+class LabelledImageWorkload(Workload, OwnData):
     """A workload whose model tells images' classes: ``model(inputs)`` are logits, shape (B, C)."""
 
+    noun = "images"
     reads = ("data", "model")
     classifies = True
 
@@ -40,6 +45,27 @@ class LabelledImageWorkload(Workload):
     def load(cls, config: RunConfig) -> ImageDataset:
         """The images of ``data.source``."""
         return load_dataset(config.data, config.seed)
+
+    def form(self) -> str:
+        """Classes, constants of normalisation, and the images' size."""
+        return DataForm.of(self.dataset).to_text()
+
+    @classmethod
+    def check_own(cls, config: RunConfig, source: str) -> None:
+        """See `data.own`."""
+        check_own(_place(source))
+
+    @classmethod
+    def load_own(cls, config: RunConfig, source: str, form: str) -> ImageDataset:
+        """See `data.own`."""
+        agreed = DataForm.from_text(form)
+        return agreed.dataset(load_own(_place(source), agreed))
+
+    def write_shares(
+        self, clients: Sequence[npt.NDArray[np.int64]], folder: Path
+    ) -> Sequence[Path]:
+        """A file of parquet for each client."""
+        return write_shares(self.dataset, clients, folder)
 
     @property
     def scores(self) -> Scores:
@@ -92,3 +118,7 @@ class LabelledImageWorkload(Workload):
     def from_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 pixels to network input."""
         return self.dataset.normalise(pixels)
+
+
+def _place(source: str) -> Path:
+    return Path(source).expanduser().resolve()

@@ -57,7 +57,7 @@ class EdgeClient:
         server: Where the server is.
         credentials: By what the client proves itself.
         partition_id: Which of the federation's partitions it holds.
-        data: Its own data.
+        data: Where its own data lie: a path, or FORMAT:PATH.
         state: The folder of what it keeps between runs.
         max_epsilon: Privacy budget that it never exceeds; None where it sets none.
         max_delta: At this delta, or a run's own where that is less; None for 1e-5.
@@ -68,7 +68,7 @@ class EdgeClient:
     server: ServerAddress
     credentials: Credentials
     partition_id: int
-    data: Path
+    data: str
     state: Path
     max_epsilon: float | None = None
     max_delta: float | None = None
@@ -79,7 +79,7 @@ class EdgeClient:
         """What the ClientApp finds in ``context.node_config``."""
         config: dict[str, str | int | float] = {
             "partition-id": self.partition_id,
-            "data": str(self.data),
+            "data": self.data,
             "state": str(self.state),
             "key": self.credentials.fingerprint,
         }

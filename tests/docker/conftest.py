@@ -109,7 +109,7 @@ def _deal(deployment: Deployment, token: str) -> None:
     """Give every client its share of the digits, readable for whom its container runs as."""
     preparation = prepare(parse_config({"partition.clients": 3, "partition.alpha": 1.0}))
     shares = deployment.folder.parent / "shares"
-    write_shares(image_dataset(preparation.workload.dataset), preparation.partition, shares)
+    write_shares(image_dataset(preparation.workload.dataset), preparation.partition.clients, shares)
     for client in deployment.clients:
         data = deployment.folder / "data" / client.name
         shutil.copy(shares / client.name / "train.parquet", data)

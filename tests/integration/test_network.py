@@ -103,7 +103,7 @@ def network(
     preparation = prepare(parse_config(dealt))
     shares = write_shares(
         image_dataset(preparation.workload.dataset),
-        preparation.partition_without,
+        preparation.partition_without.clients,
         tmp_path / "data",
     )
     nodes = {}

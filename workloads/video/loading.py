@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from core.errors import ConfigError, DataError, Problem
-from data.video.faults import FaultLog
 from data.video.encoder import frozen_encoder
+from data.video.faults import FaultLog
 from data.video.features import features_of, given_features
 from data.video.formats.table import read_corpus
-from data.video.records import SPLITS, Corpus
+from data.video.records import SPLITS, Corpus, Video
 from workloads.video.dataset import VideoDataset, dataset_of
 from workloads.video.options import GIVEN, VideoOptions
 from workloads.video.text import Vocabulary
@@ -72,10 +72,18 @@ def _of_split(corpus: Corpus, features: Mapping[str, torch.Tensor], split: str) 
 
 def _strata(corpus: Corpus, options: VideoOptions) -> dict[str, str]:
     """What partitioners deal each training video by."""
-    videos = [video for video in corpus.videos if video.split == "train"]
+    found = {}
+    for video in corpus.of_split("train"):
+        stratum = stratum_of(video, options)
+        if stratum is None:
+            rule = f"video.source={options.source} does not tell how much of a narration is noise"
+            raise ConfigError([Problem("video.strata", options.strata, rule + "; deal by topic")])
+        found[video.name] = stratum
+    return found
+
+
+def stratum_of(video: Video, options: VideoOptions) -> str | None:
+    """What a training video is dealt and counted by; None where it does not tell."""
     if options.strata == "topic":
-        return {video.name: video.topic or "no topic" for video in videos}
-    if any(video.narration_noise is None for video in videos):
-        rule = f"video.source={options.source} does not tell how much of a narration is noise"
-        raise ConfigError([Problem("video.strata", options.strata, rule + "; deal by topic")])
-    return {video.name: f"noise {video.narration_noise:g}" for video in videos}
+        return video.topic or "no topic"
+    return None if video.narration_noise is None else f"noise {video.narration_noise:g}"

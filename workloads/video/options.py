@@ -32,15 +32,19 @@ class VideoOptions:
         "the corpus: FORMAT:DIR, where DIR holds annotations as published and the videos",
         f"one of {', '.join(SOURCES)}, a colon and a folder",
         _is_source,
+        names_file=bool,
     )
     encoder: str = text(
         "conv3d-shapestory",
         "frozen encoder of one feature a second; given:DIR takes DIR/NAME.npy, shape (seconds, D)",
         f"one of {', '.join(ENCODERS)}, or given:DIR",
         _is_encoder,
+        names_file=lambda value: value.startswith(GIVEN),
     )
     cache: str = text(
-        ".data/features", "folder where features are kept by encoder, and the encoder's weights"
+        ".data/features",
+        "folder where features are kept by encoder, and the encoder's weights",
+        is_cache=True,
     )
     sight: str = choice(
         "full",

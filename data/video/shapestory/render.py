@@ -178,11 +178,11 @@ def _envelope(
     shapes = {
         "slides-left": 1 - 0.7 * along,
         "slides-right": 0.3 + 0.7 * along,
-        "rises": 0.3 + 0.7 * along**2,
-        "falls": (1 - along) ** 2 * 0.7 + 0.3,
+        "rises": (0.3 + 0.7 * along) * (0.6 + 0.4 * np.sin(2 * np.pi * 2 * time_s)),
+        "falls": (1 - 0.7 * along) * (0.6 + 0.4 * np.sin(2 * np.pi * 2 * time_s)),
         "spins": 0.65 + 0.35 * np.sin(2 * np.pi * 3 * time_s),
         "blinks": (wave > 0).astype(np.float64),
-        "grows": 0.2 + 0.8 * np.sqrt(along),
+        "grows": (0.2 + 0.8 * along) * (0.6 + 0.4 * np.sin(2 * np.pi * 5 * time_s)),
         "shakes": 0.6 + 0.4 * np.sin(2 * np.pi * 9 * time_s),
     }
     found: npt.NDArray[np.float64] = shapes[motion]

@@ -236,6 +236,10 @@ def with_sep(valid: torch.Tensor) -> torch.Tensor:
     return torch.cat([valid, valid.new_ones(len(valid), 1)], 1)
 
 
+FILLED_BY_BERT = ("encoder", "lm")
+"""Parts of the model that `load_bert` fills."""
+
+
 def load_bert(model: VideoLanguageModel, folder: Path) -> None:
     """Load BERT's weights and prediction head from a folder that the user has; nothing is fetched.
 

@@ -37,7 +37,9 @@ class VlmOptions:
         _are_tasks,
     )
     bert: str = text(
-        "", "folder with a BERT's weights and tokenizer to start from; empty draws them"
+        "",
+        "folder with a BERT's weights and tokenizer to start from; empty draws them",
+        names_file=bool,
     )
     width: int = number(128, "width of a hidden state (d)", least=1, most=8_192)
     layers: int = number(4, "transformer blocks", least=1, most=128)

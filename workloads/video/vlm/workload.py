@@ -16,29 +16,39 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from core.config import RunConfig
-from core.errors import ConfigError, Problem
+from core.errors import ConfigError, DataError, Problem
 from core.examples import ExampleSet
 from core.exhibits import Exhibit
-from core.groups import is_in
+from core.groups import ParameterGroups, is_in
 from core.records import EvaluationRecord
 from core.scores import Scores
 from core.seeds import derive_seed, numpy_generator, torch_generator
-from core.workload import Objective, Offer, Split, Workload
+from core.workload import Objective, Offer, OwnData, Split, Workload
+from data.video.records import Corpus
+from data.video.shares import write_share
 from data.video.stills import stills
 from workloads.video.dataset import Clip, VideoDataset, VideoExamples, on_device
 from workloads.video.loading import load_videos
 from workloads.video.metrics.captions import meteor_missing
-from workloads.video.options import VideoOptions
+from workloads.video.options import GIVEN, VideoOptions
+from workloads.video.own import VideoForm, check_own_videos, load_own_videos
 from workloads.video.text import Vocabulary
 from workloads.video.vlm.answering import Answering
 from workloads.video.vlm.captioning import METEOR, Captioning
 from workloads.video.vlm.clips import Batcher
 from workloads.video.vlm.localization import Localization
-from workloads.video.vlm.model import EncoderSizes, VideoLanguageModel, load_bert
+from workloads.video.vlm.model import (
+    FILLED_BY_BERT,
+    EncoderSizes,
+    VideoLanguageModel,
+    load_bert,
+)
 from workloads.video.vlm.options import TASKS, VlmOptions
 from workloads.video.vlm.pretraining import Pretraining
 from workloads.video.vlm.retrieval import Retrieval
@@ -56,10 +66,11 @@ assert tuple(BY_NAME) == TASKS
 
 
 @dataclass(frozen=True)
-class Vlm(Workload):
+class Vlm(Workload, OwnData):
     """The video-language model; see the module's text."""
 
     name = "vlm"
+    noun = "videos"
     sections: ClassVar[Mapping[str, type]] = MappingProxyType(
         {"video": VideoOptions, "vlm": VlmOptions}
     )
@@ -112,6 +123,70 @@ class Vlm(Workload):
                 rule = f"{task} does not fit the corpus {dataset.name}, which {lacking}"
                 raise ConfigError([Problem("vlm.tasks", options.tasks, f"{rule}; take another")])
         return dataset
+
+    def form(self) -> str:
+        """Words, topics, steps, recipes, and the frozen encoder by its digest."""
+        return VideoForm.of(self.dataset, self.config.section(VideoOptions)).to_text()
+
+    @classmethod
+    def check_own(cls, config: RunConfig, source: str) -> None:
+        """See `workloads.video.own`."""
+        check_own_videos(source)
+
+    @classmethod
+    def load_own(cls, config: RunConfig, source: str, form: str) -> VideoDataset:
+        """See `workloads.video.own`.
+
+        Raises:
+            DataError: Also where no configured task finds anything in the videos.
+        """
+        agreed = VideoForm.from_text(form)
+        dataset = load_own_videos(source, config.section(VideoOptions), agreed)
+        here = cls(config, dataset, torch.device("cpu"))
+        tasks = [here.task(name) for name in here.options.all_tasks]
+        if not any(task.num_items(clip) for clip in dataset.splits["train"] for task in tasks):
+            raise DataError(
+                f"{source} tells nothing of its videos that vlm.tasks={here.options.tasks} could "
+                "be trained on; bring others, or take no part in this run"
+            )
+        return dataset
+
+    def write_shares(
+        self, clients: Sequence[npt.NDArray[np.int64]], folder: Path
+    ) -> Sequence[Path]:
+        """A corpus for each client; features, too, where they are given."""
+        options = self.config.section(VideoOptions)
+        given = options.encoder.startswith(GIVEN)
+        features = Path(options.encoder.removeprefix(GIVEN)).expanduser() if given else None
+        train = [clip.video for clip in self.dataset.splits["train"]]
+        corpus = Corpus(self.dataset.root, self.dataset.name, (), self.dataset.recipes)
+        return [
+            write_share(
+                corpus,
+                [train[i] for i in indices.tolist()],
+                folder / f"client-{k}",
+                client=k,
+                features=features,
+            )
+            for k, indices in enumerate(clients)
+        ]
+
+    def groups(self, model: nn.Module) -> ParameterGroups:
+        """What of the model is shared, personal and frozen.
+
+        Raises:
+            ConfigError: Also where clients that bring their own data would miss what BERT fills.
+        """
+        groups, options = super().groups(model), self.options
+        if options.bert and self.config.partition.scheme == "own":
+            for name in model.state_dict():
+                if any(is_in(name, part) for part in FILLED_BY_BERT) and not groups.is_shared(name):
+                    rule = (
+                        f"fills {name}, which groups.personal or groups.frozen keeps from clients; "
+                        "with partition.scheme=own these have no BERT: leave one of both out"
+                    )
+                    raise ConfigError([Problem("vlm.bert", options.bert, rule)])
+        return groups
 
     @property
     def options(self) -> VlmOptions:

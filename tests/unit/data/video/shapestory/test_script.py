@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.video.records import Split
 from data.video.shapestory.script import Narrating, Script, write_script
 from data.video.shapestory.world import Thing, make_world
 
@@ -21,9 +23,9 @@ def script(index: int, split: str = "train", narrating: Narrating | None = None)
         WORLD,
         narrating or Narrating(),
         seed=0,
-        split=split,
+        split=cast(Split, split),
         index=index,
-        fps=4.0,  # type: ignore[arg-type]
+        fps=4.0,
     )
 
 

@@ -98,8 +98,8 @@ def test_states_do_not_depend_on_what_others_are_padded_to() -> None:
         )
         for kind in ("joint", "isolated", "captioning"):
             with torch.no_grad():
-                video, text = model.states(tokens, kind)  # type: ignore[arg-type]
-                own_video, own_text = model.states(alone, kind)  # type: ignore[arg-type]
+                video, text = model.states(tokens, kind)
+                own_video, own_text = model.states(alone, kind)
             torch.testing.assert_close(
                 video[row, :num_video], own_video[0, :-1], rtol=0, atol=1e-12
             )

@@ -32,7 +32,8 @@ def saved_bert(folder: Path, *, width: int = SIZES.width) -> BertForPreTraining:
         for parameter in bert.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     bert.save_pretrained(folder)
-    return bert.eval()
+    bert.train(False)
+    return bert
 
 
 def test_words_are_told_as_by_the_bert_that_was_loaded(tmp_path: Path) -> None:

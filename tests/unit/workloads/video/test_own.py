@@ -1,0 +1,395 @@
+"""A client's own videos: told as the federation tells its own, refused where they do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.config import RunConfig, parse_assignments
+from core.errors import ConfigError, DataError
+from data.video.formats.table import FORMATS
+from data.video.records import Corpus, Event, Gold, Video
+from pairing.configuration import parse_config
+from tests.unit.workloads.video.corpora import WIDTH, write_corpus
+from workloads.table import open_workload
+from workloads.video.dataset import VideoDataset
+from workloads.video.loading import load_videos
+from workloads.video.options import VideoOptions
+from workloads.video.own import VideoForm, check_own_videos, load_own_videos
+from workloads.video.vlm.workload import Vlm
+
+TINY = {
+    "workload": "vlm",
+    "strategy": "fedavg",
+    "partition.clients": "3",
+    "vlm.width": "16",
+    "vlm.layers": "1",
+    "vlm.heads": "2",
+    "vlm.feedforward": "16",
+}
+OPTIONS = VideoOptions()
+
+
+def config_of(words: list[str], **keys: str) -> RunConfig:
+    more = {name.replace("__", ".").replace("_", "-"): value for name, value in keys.items()}
+    return parse_config({**TINY, **parse_assignments(words), **more})
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> Vlm:
+    """The server's workload, features given."""
+    config = config_of(write_corpus(tmp_path / "server"))
+    found = open_workload(config, torch.device("cpu"))
+    assert isinstance(found, Vlm)
+    return found
+
+
+@pytest.fixture
+def form(federation: Vlm) -> VideoForm:
+    return VideoForm.from_text(federation.form())
+
+
+@pytest.fixture
+def mine(tmp_path: Path, federation: Vlm) -> Path:
+    """What one client brings: every third training video."""
+    write_corpus(tmp_path / "mine")
+    return change(tmp_path / "mine", lambda c: dataclasses.replace(c, videos=c.videos[::3]))
+
+
+def change(root: Path, how: Callable[[Corpus], Corpus]) -> Path:
+    how(Corpus.read(root)).write()
+    return root
+
+
+def with_first(root: Path, **fields: object) -> Path:
+    """The same, with other fields of its first video."""
+
+    def how(corpus: Corpus) -> Corpus:
+        first = dataclasses.replace(corpus.videos[0], **fields)  # type: ignore[arg-type]
+        return dataclasses.replace(corpus, videos=(first, *corpus.videos[1:]))
+
+    return change(root, how)
+
+
+def names(dataset: VideoDataset) -> list[str]:
+    return [clip.video.name for clip in dataset.splits["train"]]
+
+
+def test_videos_are_numbered_and_worded_as_the_federation_does(
+    mine: Path, federation: Vlm, form: VideoForm
+) -> None:
+    found = load_own_videos(str(mine), OPTIONS, form)
+    server = federation.dataset
+    place = {clip.video.name: i for i, clip in enumerate(server.splits["train"])}
+    assert 0 < len(names(found)) < len(place)
+    assert names(found) == [v.name for v in Corpus.read(mine).of_split("train")]
+    for i, clip in enumerate(found.splits["train"]):
+        other = server.splits["train"][place[clip.video.name]]
+        assert clip.video == other.video and torch.equal(clip.features, other.features)
+        assert found.strata[i] == server.strata[place[clip.video.name]]
+    assert found.num_examples == {"train": len(names(found)), "validation": 0, "test": 0}
+    for part in ("vocabulary", "steps", "recipes", "class_names", "name", "feature_width"):
+        assert getattr(found, part) == getattr(server, part)
+
+
+@pytest.mark.parametrize("task", ["pretraining", "segmentation", "captioning"])
+def test_a_client_makes_the_model_of_the_federation(mine: Path, federation: Vlm, task: str) -> None:
+    config = config_of([], vlm__tasks=task)
+    client = Vlm(config, Vlm.load_own(config, str(mine), federation.form()), federation.device)
+    ours = client.build_model(3).state_dict()
+    theirs = dataclasses.replace(federation, config=config).build_model(3).state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_a_client_has_a_vocabulary_of_the_federations_words_alone(
+    mine: Path, form: VideoForm
+) -> None:
+    with_first(mine, captions=("a zebra gallops",))
+    vocabulary = load_own_videos(str(mine), OPTIONS, form).vocabulary
+    assert vocabulary.source == form.vocabulary
+    assert vocabulary.ids("zebra") == [vocabulary.unk]
+
+
+def test_a_public_format_is_read_as_its_own_folder_is(mine: Path, form: VideoForm) -> None:
+    """COIN holds topics and steps; recipes that a share tells in part are the federation's."""
+    theirs = load_own_videos(str(mine), OPTIONS, form)
+    for path in FORMATS["coin"].export(Corpus.read(mine), mine / "annotations" / "coin"):
+        assert path.is_file()
+    (mine / "corpus.json").unlink()
+    check_own_videos(f"coin:{mine}")
+    found = load_own_videos(f"coin:{mine}", OPTIONS, form)
+    assert set(names(found)) == set(names(theirs)) and found.recipes == form.recipes
+    by_name = {clip.video.name: clip.video for clip in theirs.splits["train"]}
+    for clip in found.splits["train"]:
+        steps = [event.step for event in clip.video.events]
+        assert steps == [event.step for event in by_name[clip.video.name].events]
+
+
+def test_videos_of_other_splits_are_not_trained_on(mine: Path, form: VideoForm) -> None:
+    corpus = Corpus.read(mine)
+    others = {video.name for video in corpus.videos if video.split != "train"}
+    assert others and not others & set(names(load_own_videos(str(mine), OPTIONS, form)))
+    change(
+        mine,
+        lambda c: dataclasses.replace(c, videos=tuple(v for v in c.videos if v.name in others)),
+    )
+    for refuse in (
+        lambda: check_own_videos(str(mine)),
+        lambda: load_own_videos(str(mine), OPTIONS, form),
+    ):
+        with pytest.raises(DataError, match="none of its training split"):
+            refuse()
+
+
+def test_videos_without_features_are_left_out_and_counted(
+    mine: Path, form: VideoForm, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, *rest = names(load_own_videos(str(mine), OPTIONS, form))
+    (mine / "features" / f"{first}.npy").unlink()
+    with caplog.at_level(logging.WARNING, "tessera"):
+        found = load_own_videos(str(mine), OPTIONS, form)
+    assert names(found) == rest and found.num_left_out["train"] == 1
+    assert f"1 of {len(rest) + 1} videos left out" in caplog.text
+
+
+def test_gold_is_left_behind(mine: Path, form: VideoForm) -> None:
+    with_first(mine, gold=Gold(swapped_sound=((0.0, 1.0),)))
+    assert all(
+        c.video.gold is None for c in load_own_videos(str(mine), OPTIONS, form).splits["train"]
+    )
+
+
+def test_nothing_is_seen_where_the_federation_shows_nothing(mine: Path, form: VideoForm) -> None:
+    blind = load_own_videos(str(mine), VideoOptions(sight="none"), form)
+    assert not any(clip.features.any() for clip in blind.splits["train"])
+    assert blind.feature_width == WIDTH
+
+
+def _a_step(root: Path) -> Path:
+    first = Corpus.read(root).videos[0]
+    event = dataclasses.replace(first.events[0], step="a grey cube melts")
+    return with_first(root, events=(event, *first.events[1:]))
+
+
+def _a_recipe(root: Path) -> Path:
+    def how(corpus: Corpus) -> Corpus:
+        topic = corpus.videos[0].topic
+        recipe = (*corpus.recipes[topic], "a grey cube melts")
+        return dataclasses.replace(corpus, recipes={**corpus.recipes, topic: recipe})
+
+    return change(root, how)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda root: with_first(root, topic="cooking"), "topics 'cooking'.*the federation does"),
+        (_a_step, "steps 'a grey cube melts'.*the federation does not have"),
+        (_a_recipe, "steps 'a grey cube melts'.*the federation does not have"),
+    ],
+    ids=["topic", "step", "recipe"],
+)
+def test_what_the_federation_does_not_know_is_refused_with_what_it_knows(
+    mine: Path, form: VideoForm, spoil: Callable[[Path], Path], told: str
+) -> None:
+    with pytest.raises(DataError, match=told + ".*leave these videos out, or name the"):
+        load_own_videos(str(spoil(mine)), OPTIONS, form)
+
+
+def test_a_topic_that_the_federation_has_for_tests_alone_cannot_be_counted(
+    mine: Path, form: VideoForm
+) -> None:
+    topic = Corpus.read(mine).videos[0].topic
+    fewer = dataclasses.replace(form, strata=tuple(s for s in form.strata if s != topic))
+    with pytest.raises(DataError, match=f"videos of '{topic}', of which the federation has none"):
+        load_own_videos(str(mine), OPTIONS, fewer)
+
+
+def test_counting_by_narration_needs_videos_that_tell_of_it(mine: Path, tmp_path: Path) -> None:
+    words = [f"video.source=shapestory:{tmp_path / 'server'}", "video.strata=narration"]
+    options = config_of(
+        [*words, f"video.encoder=given:{tmp_path / 'server' / 'features'}"]
+    ).section(VideoOptions)
+    form = VideoForm.of(load_videos(options), options)
+    found = load_own_videos(str(mine), options, form)
+    for clip, label in zip(found.splits["train"], found.strata.tolist(), strict=True):
+        assert form.strata[label] == f"noise {clip.video.narration_noise:g}"
+    with_first(mine, narration_noise=0.77)
+    with pytest.raises(DataError, match=r"videos of 'noise 0.77'"):
+        load_own_videos(str(mine), options, form)
+    with_first(mine, narration_noise=None)
+    with pytest.raises(DataError, match="does not tell how much of its narration is noise"):
+        load_own_videos(str(mine), options, form)
+
+
+def test_features_of_another_width_are_refused(mine: Path, form: VideoForm) -> None:
+    for path in (mine / "features").iterdir():
+        np.save(path, np.load(path)[:, :-1])
+    with pytest.raises(DataError, match=f"have {WIDTH - 1} numbers .* have {WIDTH}"):
+        load_own_videos(str(mine), OPTIONS, form)
+
+
+def test_without_the_features_that_a_federation_needs_the_place_is_told(
+    mine: Path, form: VideoForm
+) -> None:
+    shutil.rmtree(mine / "features")
+    with pytest.raises(DataError, match=r"no folder .*mine/features; put there a file NAME\.npy"):
+        load_own_videos(str(mine), OPTIONS, form)
+
+
+class Encoder:
+    """A frozen encoder of a known digest."""
+
+    def __init__(self, name: str, digest: str) -> None:
+        self.name, self.digest = name, digest
+
+
+def test_another_encoder_is_refused_with_the_way_out(
+    mine: Path, form: VideoForm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, Path]] = []
+
+    def frozen_encoder(name: str, folder: Path) -> Encoder:
+        asked.append((name, folder))
+        return Encoder(name, "b" * 64)
+
+    monkeypatch.setattr("workloads.video.own.frozen_encoder", frozen_encoder)
+    seen = dataclasses.replace(form, encoder="conv3d-random", encoder_sha256="a" * 64)
+    options = VideoOptions(cache=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"bbbbbbbbbbbb here and aaaaaaaaaaaa .*copy conv3d-random"):
+        load_own_videos(str(mine), options, seen)
+    assert asked == [("conv3d-random", (tmp_path / "cache").resolve())]
+
+
+def test_features_are_made_by_the_federations_encoder_and_no_other(
+    mine: Path, form: VideoForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the configuration names, which is the server's."""
+    asked: list[str] = []
+
+    def features_for(corpus: Corpus, options: VideoOptions) -> dict[str, torch.Tensor]:
+        asked.append(options.encoder)
+        return {video.name: torch.zeros(4, WIDTH) for video in corpus.videos}
+
+    monkeypatch.setattr(
+        "workloads.video.own.frozen_encoder", lambda name, folder: Encoder(name, "a" * 64)
+    )
+    monkeypatch.setattr("workloads.video.own.features_for", features_for)
+    seen = dataclasses.replace(form, encoder="conv3d-random", encoder_sha256="a" * 64)
+    load_own_videos(str(mine), VideoOptions(encoder="conv3d-shapestory"), seen)
+    load_own_videos(str(mine), VideoOptions(encoder="given:/server"), form)
+    assert asked == ["conv3d-random", f"given:{mine / 'features'}"]
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "file", "unknown format", "no files"])
+def test_a_place_without_videos_is_refused_at_once(mine: Path, tmp_path: Path, what: str) -> None:
+    source = str(tmp_path / what)
+    if what == "empty":
+        Path(source).mkdir()
+    if what == "file":
+        Path(source).write_text("video")
+    if what == "unknown format":
+        source = f"kinetics:{mine}"
+    if what == "no files":
+        shutil.rmtree(mine / "features")
+        source = str(mine)
+    with pytest.raises(DataError, match=r"--data"):
+        check_own_videos(source)
+
+
+def test_one_file_is_enough_to_join(mine: Path) -> None:
+    shutil.rmtree(mine / "features")
+    file = mine / Corpus.read(mine).of_split("train")[0].path
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    check_own_videos(str(mine))
+
+
+def test_videos_on_which_no_task_finds_anything_are_refused(mine: Path, federation: Vlm) -> None:
+    def silent(video: Video) -> Video:
+        return dataclasses.replace(
+            video, questions=(), events=tuple(Event(event.span) for event in video.events)
+        )
+
+    change(
+        mine, lambda c: dataclasses.replace(c, videos=tuple(silent(video) for video in c.videos))
+    )
+    config = config_of(["vlm.tasks=question-answering"])
+    with pytest.raises(DataError, match=r"vlm\.tasks=question-answering could be trained on"):
+        Vlm.load_own(config, str(mine), federation.form())
+
+
+def test_the_form_of_a_federation_survives_the_wire(federation: Vlm, form: VideoForm) -> None:
+    assert VideoForm.from_text(form.to_text()) == form
+    assert form == VideoForm.of(federation.dataset, federation.config.section(VideoOptions))
+    assert form.encoder == "given" and form.encoder_sha256 == ""
+    assert set(form.recipes) >= {clip.video.topic for clip in federation.dataset.splits["test"]}
+
+
+def test_a_form_tells_nothing_of_where_the_servers_files_lie(
+    federation: Vlm, tmp_path: Path
+) -> None:
+    assert str(tmp_path) not in federation.form()
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"steps": "abc"},
+        {"steps": []},
+        {"strata": []},
+        {"recipes": [1]},
+        {"recipes": {"a": ["nowhere"]}},
+        {"feature_width": 0},
+        {"feature_width": "x"},
+        {"encoder": "s3d"},
+        {"encoder": "given:/etc"},
+        {"topics": None},
+    ],
+)
+def test_a_form_that_makes_no_sense_is_refused(form: VideoForm, spoilt: dict[str, object]) -> None:
+    text = json.dumps({**json.loads(form.to_text()), **spoilt})
+    with pytest.raises(DataError, match="expects of videos cannot be read"):
+        VideoForm.from_text(text)
+    with pytest.raises(DataError, match="expects of videos cannot be read"):
+        VideoForm.from_text("no json")
+
+
+def test_what_is_dealt_is_what_clients_hold(
+    federation: Vlm, form: VideoForm, tmp_path: Path
+) -> None:
+    train = federation.dataset.splits["train"]
+    dealt = [np.arange(0, len(train), 2), np.arange(1, len(train), 2), np.zeros(0, np.int64)]
+    for _ in range(2):  # and again
+        places = federation.write_shares(dealt, tmp_path / "dealt")
+        assert [place.name for place in places] == ["client-0", "client-1", "client-2"]
+        for place, indices in zip(places[:2], dealt, strict=False):
+            check_own_videos(str(place))
+            found = load_own_videos(str(place), OPTIONS, form)
+            assert names(found) == [train[i].video.name for i in indices]
+            for clip, i in zip(found.splits["train"], indices, strict=True):
+                assert torch.equal(clip.features, train[i].features)
+                assert clip.video == train[i].video
+            assert torch.equal(found.strata, federation.dataset.strata[torch.from_numpy(indices)])
+
+
+@pytest.mark.parametrize("part", ["encoder", "lm", "encoder.embeddings"])
+@pytest.mark.parametrize("group", ["personal", "frozen"])
+def test_what_bert_fills_reaches_every_client_that_brings_its_own(
+    federation: Vlm, part: str, group: str
+) -> None:
+    model = federation.build_model(0)
+    own = config_of(["partition.scheme=own", "vlm.bert=/server/bert", f"groups.{group}={part}"])
+    with pytest.raises(ConfigError, match=rf"fills {part}.*leave one of both out"):
+        dataclasses.replace(federation, config=own).groups(model)
+    for words in (["partition.scheme=own", "vlm.bert=/server/bert"], [f"groups.{group}={part}"]):
+        dataclasses.replace(federation, config=config_of(words)).groups(model)
