@@ -127,4 +127,10 @@ class Vocabulary:
 
 @lru_cache(maxsize=4)
 def _tokenizer(source: str) -> Tokenizer:
-    return Tokenizer.from_str(source)
+    tokenizer = Tokenizer.from_str(source)
+    # Saved with the lengths that it was last used for; batches are cut and padded elsewhere.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # "[SEP]" in what somebody says is a word like any other.
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -112,7 +112,8 @@ def sample_pairs(
             length = int(torch.randint(least, most + 1, (), generator=generator))
             start = int(torch.randint(len(timed) - length + 1, (), generator=generator))
             run = timed[start : start + length]
-            span = (run[0][1][0], run[-1][1][1])
+            # Utterances may overlap, so that a later word need not end later.
+            span = (min(s for _, (s, _) in run), max(e for _, (_, e) in run))
             features = batcher.stretch(clip, span) if has_video else nothing
             pairs.append(Pair(features, tuple(one for one, _ in run)))
         elif has_video:
