@@ -656,12 +656,12 @@ class RunConfig:
     def identity(self) -> str:
         """A hash of all that can change a result.
 
-        That is every key but `NOT_SETTINGS`. A user's own file counts by its content, the images
-        of a source on disk by its name alone.
+        That is every key but `NOT_SETTINGS` and folders of what can be made again. A user's own
+        file counts by its content, the images of a source on disk by its name alone.
         """
         kept = {
             key: _by_content(key, value)
-            for key, value in self.flat().items()
+            for key, value in self.with_caches_in(Path()).flat().items()
             if key not in NOT_SETTINGS
         }
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

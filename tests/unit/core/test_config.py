@@ -142,6 +142,12 @@ def test_files_that_are_named_can_be_left_out_and_caches_moved() -> None:
     assert named.without_files() == parse_config({})
 
 
+def test_a_run_is_the_same_wherever_what_can_be_made_again_is_kept() -> None:
+    config = parse_config(dict(VIDEOS))
+    assert config.with_caches_in(Path("/elsewhere")).identity() == config.identity()
+    assert parse_config({**VIDEOS, "video.sight": "none"}).identity() != config.identity()
+
+
 def test_files_are_named_by_keys_that_are_read() -> None:
     def naming(flat: dict[str, object]) -> set[str]:
         rules = rules_read(flat)
