@@ -66,12 +66,18 @@ def test_same_weights_as_in_one_process(
     assert_same_run(federate(tiny_keys("fedavg")), federation.runs / "fedavg")
 
 
-def test_a_client_whose_supernode_is_killed_starts_another_and_stays_itself(
-    clients: list[Process],
+def test_a_client_stays_itself_when_the_server_and_its_supernode_are_killed(
+    federation: EdgeFederation, clients: list[Process]
 ) -> None:
-    """It takes part in the runs that follow."""
+    """Between two runs; it takes part in the next."""
     client = clients[0]
     node_id, worker = node_id_of(client), worker_of(client)
+
+    federation.kill_server()
+    client.wait_for("Connection attempt failed, retrying")
+    federation.superlink = federation.start_superlink()
+    client.wait_for("Connection successful after")
+
     [supernode] = [
         pid
         for pid in descendants(client.pid)
@@ -81,6 +87,8 @@ def test_a_client_whose_supernode_is_killed_starts_another_and_stays_itself(
     client.wait_for("the SuperNode ended with exit code -9: .*; starting another in 1 s")
     client.wait_for(rf"joined \S+ as node {node_id} ", count=2)
     assert worker_of(client) == worker
+    online = {node["node-id"]: node["status"] for node in federation.nodes()}
+    assert online[str(node_id)] == "online"
 
 
 def test_what_is_killed_in_a_round_costs_what_it_had_not_yet_answered(

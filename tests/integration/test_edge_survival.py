@@ -168,10 +168,7 @@ def test_a_server_that_is_killed_in_a_run_goes_on_to_the_same_weights(
     federation.kill_server()
     os.kill(worker_of(clients[0]), signal.SIGCONT)
     run.wait(PATIENCE_S)
-    clients[1].wait_for("Connection attempt failed, retrying")
     federation.superlink = federation.start_superlink()
-    for client in clients:
-        client.wait_for("Connection successful after")
     again = federation.start_run(own_keys("scaffold", name="cut", rounds=3) | {"resume": True})
     again.wait(PATIENCE_S)
     assert ended(federation, "cut")["exit_code"] == 0, again.text()
