@@ -153,7 +153,6 @@ def test_sources_and_encoders_may_hold_colons() -> None:
         ("median", ["vlm.tasks=retrieval;segmentation"], "strategy", "gives clients different"),
         ("fedavg", ["canaries.kind=mislabelled"], "canaries.kind", "puts labelled images"),
         ("fedavg", ["attack.kind=label-flip"], "attack.kind", "flips the labels of images"),
-        ("fedavg", ["partition.scheme=own"], "partition.scheme", "labelled images"),
         ("local", ["start-from=somewhere"], "start-from", "has no model at the server"),
         ("scaffold", ["train.optimizer=adam"], "strategy", "scales every coordinate"),
     ],
