@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from core.errors import DataError
@@ -79,15 +80,17 @@ def _dealt_before(folder: Path) -> set[PurePosixPath]:
     """
     if not (folder / DESCRIPTION).exists():
         return set()
-    made_with: Mapping[str, object] = {}
-    before: tuple[Video, ...] = ()
-    with contextlib.suppress(DataError):
-        corpus = Corpus.read(folder)
-        made_with, before = corpus.made_with, corpus.videos
-    if _DEALT not in made_with:
+    try:
+        was_dealt = _DEALT in json.loads((folder / DESCRIPTION).read_bytes())["made_with"]
+    except (OSError, ValueError, KeyError, TypeError):
+        was_dealt = False
+    if not was_dealt:
         raise DataError(
             f"{folder} holds a corpus that was not dealt; name another folder, or remove it"
         )
+    before: tuple[Video, ...] = ()
+    with contextlib.suppress(DataError):  # the deal was cut off
+        before = Corpus.read(folder).videos
     return {path for video in before for path in (_inside(video), _features(video))}
 
 

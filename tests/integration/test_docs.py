@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.errors import ConfigError
+from core.errors import ConfigError, QuorumError
 from core.records import RunFolder
+from core.workload import OwnData
 from pairing.configuration import parse_config
 from report.html import write_report
+from server.preparation import prepare
 from tests.conftest import TINY, Federate, tiny_keys
+from tests.integration.network_grid import Node
+from tests.integration.test_network import Network
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -36,8 +40,9 @@ def workload_of_the_page(tmp_path: Path) -> str:
         r"```python\n(.*?)```", (DOCS / "adding-a-workload.md").read_text(), flags=re.DOTALL
     )
     path = tmp_path / "thermometers.py"
-    # The last one continues the class of the block before.
-    path.write_text("\n\n".join(blocks[:-1]) + "\n" + blocks[-1])
+    *first, lacks, own = blocks
+    # What it lacks continues the class of the block before.
+    path.write_text("\n\n".join(first) + "\n" + lacks + "\n\n" + own)
     return f"{path}:Thermometers"
 
 
@@ -105,6 +110,32 @@ def test_the_workload_of_the_page_refuses_what_it_has_not(workload_of_the_page: 
         parse_config({**keys, "model.width": 4})
     with pytest.raises(ConfigError, match="is trained on temperatures and has no images; take an"):
         parse_config({"workload": workload_of_the_page, "strategy": "feddm"})
+
+
+def test_the_workload_of_the_page_reads_what_clients_bring(
+    workload_of_the_page: str, federate: Federate, tmp_path: Path
+) -> None:
+    """Over a network it ends with the weights of a simulation that deals the same."""
+    with pytest.raises(ConfigError, match="does not say how clients' own are read"):
+        parse_config(
+            {"workload": workload_of_the_page, "strategy": "fedavg", "partition.scheme": "own"}
+        )
+    brings = workload_of_the_page.replace(":Thermometers", ":OwnThermometers")
+    dealt = {**SITES, "rounds": 2, "evaluate-every": 2, "workload": brings}
+    path = federate(dealt)
+    preparation = prepare(parse_config(dealt))
+    assert isinstance(preparation.workload, OwnData)
+    shares = preparation.workload.write_shares(preparation.partition.clients, tmp_path / "data")
+    nodes = {7 + k: Node({"partition-id": k, "data": str(file)}) for k, file in enumerate(shares)}
+    kept = {k: v for k, v in dealt.items() if k != "partition.classes-per-client"}
+    here = Network(tmp_path, {**kept, "partition.scheme": "own"}, nodes)
+    here.run()
+    found = here.weights(2)
+    for name, tensor in final_weights(path).items():
+        assert torch.equal(torch.from_numpy(found[name]), tensor)
+    shares[0].write_text("0.5,1.0,midnight\n")
+    with pytest.raises(QuorumError, match=r"holds \['midnight'\]; the federation's are"):
+        here.run(name="again")
 
 
 def final_weights(path: Path) -> dict[str, torch.Tensor]:

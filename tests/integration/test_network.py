@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -725,6 +726,22 @@ def test_a_node_configured_wrongly_says_so(config: dict[str, object]) -> None:
 def test_what_cannot_be_on_a_network_is_refused_at_once(keys: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         parse_config({"partition.scheme": "own", **keys})
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"strategy": "local"}, "strategy=.*local.*take another, such as fedavg"),
+        ({"strategy": "fedavg", "groups.personal": "classifier"}, "groups.personal=.*leave it out"),
+    ],
+)
+def test_models_that_only_clients_could_judge_are_refused(
+    keys: dict[str, object], told: str
+) -> None:
+    config = parse_config({"partition.scheme": "own", **keys})
+    with pytest.raises(ConfigError, match="no images held out to judge them by") as caught:
+        prepare(config)
+    assert re.search(told, str(caught.value))
 
 
 def test_own_images_need_a_network() -> None:

@@ -45,7 +45,6 @@ TINY: Mapping[str, object] = MappingProxyType(
         "vlm.layers": 1,
         "vlm.heads": 2,
         "vlm.feedforward": 16,
-        "vlm.clips": 2,
     }
 )
 
@@ -108,7 +107,7 @@ def test_a_client_looks_at_no_file_that_the_server_names(tmp_path: Path) -> None
         "video.cache": str(tmp_path / "servers-cache"),
         "vlm.bert": str(tmp_path / "bert"),
     }
-    flat = {**here.run_config, **named}
+    flat = parse_config({**here.run_config, **named}).flat()
     place = Place(0, data="/mine", state=str(tmp_path / "state-0"))
     place.refuse_foreign_files(flat)
     settled = place.settled(parse_config(flat))

@@ -52,6 +52,20 @@ def test_folder_tells_all_but_the_server(
     assert found.credentials.fingerprint.startswith("SHA256:")
 
 
+def test_data_of_a_named_format_keep_its_name_and_get_their_whole_path(
+    client: Path, deploy: Deploy, joined: list[EdgeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a folder whose name looks like one is a folder."""
+    monkeypatch.chdir(client)
+    assert deploy("--data", "coin:data") == (0, "")
+    (client / "coin:data").mkdir()
+    assert deploy("--data", "coin:data") == (0, "")
+    found = [one.node_config()["data"] for one in joined]
+    assert found == [f"coin:{client / 'data'}", str(client / "coin:data")]
+    code, told = deploy("--data", "coin:nowhere")
+    assert code == 3 and "--data=coin:nowhere" in told and "No such file" in told
+
+
 def test_budget_and_state_are_the_operators(
     tmp_path: Path, deploy: Deploy, joined: list[EdgeClient]
 ) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from core.config import RunConfig, parse_assignments
 from core.errors import ConfigError
 from distill.matching import MatchingConfig
-from pairing.configuration import config_keys, parse_config
+from pairing.configuration import config_keys, parse_config, rules_read
 from strategies.mosaic import MosaicConfig
 
 
@@ -117,6 +117,45 @@ def test_assignments_refuse_what_is_no_assignment() -> None:
     with pytest.raises(ConfigError, match="write key=value") as caught:
         parse_assignments(["rounds", "seed=1", "seed=2"])
     assert len(caught.value.problems) == 2
+
+
+VIDEOS = {
+    "workload": "vlm",
+    "strategy": "fedavg",
+    "video.source": "coin:/corpus",
+    "video.encoder": "given:/features",
+    "video.cache": "/cache",
+    "vlm.bert": "/bert",
+    "vlm.width": 64,
+}
+
+
+def test_files_that_are_named_can_be_left_out_and_caches_moved() -> None:
+    config = parse_config({**VIDEOS, "rounds": 7})
+    changed = config.without_files().with_caches_in(Path("/mine"))
+    kept = {"workload": "vlm", "strategy": "fedavg", "vlm.width": 64, "rounds": 7}
+    assert changed == parse_config({**kept, "video.cache": "/mine"})
+    images = parse_config({"data.source": "folder:/images", "data.root": "/root", "seed": 3})
+    assert images.without_files() == parse_config({"data.root": "/root", "seed": 3})
+    assert images.with_caches_in(Path("/mine")) == images
+    named = parse_config({"data.source": "digits", "partition.file": "/dealt.json"})
+    assert named.without_files() == parse_config({})
+
+
+def test_files_are_named_by_keys_that_are_read() -> None:
+    def naming(flat: dict[str, object]) -> set[str]:
+        rules = rules_read(flat)
+        return {
+            name
+            for name, value in flat.items()
+            if name in rules and rules[name].names_file(str(value))
+        }
+
+    assert naming(dict(VIDEOS)) == {"video.source", "video.encoder", "vlm.bert"}
+    assert naming({**VIDEOS, "workload": "meltr"}) == set()
+    assert naming({**VIDEOS, "video.encoder": "conv3d-random", "vlm.bert": ""}) == {"video.source"}
+    for source, is_file in (("digits", False), ("parquet:x", True), ("mine.py:load", True)):
+        assert naming({"data.source": source}) == ({"data.source"} if is_file else set())
 
 
 def test_config_is_frozen() -> None:

@@ -18,6 +18,7 @@ from core.errors import ConfigError, DataError
 from data.video.formats.table import FORMATS
 from data.video.records import Corpus, Event, Gold, Video
 from pairing.configuration import parse_config
+from tests.unit.data.video.films import film
 from tests.unit.workloads.video.corpora import WIDTH, write_corpus
 from workloads.table import open_workload
 from workloads.video.dataset import VideoDataset
@@ -288,6 +289,32 @@ def test_features_are_made_by_the_federations_encoder_and_no_other(
     load_own_videos(str(mine), VideoOptions(encoder="conv3d-shapestory"), seen)
     load_own_videos(str(mine), VideoOptions(encoder="given:/server"), form)
     assert asked == ["conv3d-random", f"given:{mine / 'features'}"]
+
+
+def test_files_are_seen_as_the_federation_sees_its_own_and_broken_ones_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Real files through the real encoder, which server and client make each for themselves."""
+    for who in ("server", "client"):
+        write_corpus(tmp_path / who, train=3, validation=1, test=1)
+        shutil.rmtree(tmp_path / who / "features")
+        for i, video in enumerate(Corpus.read(tmp_path / who).videos):
+            (tmp_path / who / video.path).parent.mkdir(exist_ok=True)
+            film(tmp_path / who / video.path, num_frames=20 + 5 * i)
+    words = [f"video.source=shapestory:{tmp_path / 'server'}", "video.encoder=conv3d-random"]
+    config = config_of(words, video__cache=str(tmp_path / "servers-cache"))
+    server = open_workload(config, torch.device("cpu"))
+    assert isinstance(server, Vlm)
+    (tmp_path / "client" / Corpus.read(tmp_path / "client").videos[1].path).write_bytes(b"broken")
+    at_client = config_of([], video__cache=str(tmp_path / "state" / "cache"))
+    with caplog.at_level(logging.WARNING, "tessera"):
+        found = Vlm.load_own(at_client, str(tmp_path / "client"), server.form())
+    theirs = server.dataset.splits["train"]
+    for clip, other in zip(found.splits["train"], (theirs[0], theirs[2]), strict=True):
+        assert clip.video == other.video and torch.equal(clip.features, other.features)
+    assert found.num_left_out["train"] == 1
+    assert "is unreadable" in caplog.text and "1 of 3 videos left out" in caplog.text
+    assert (tmp_path / "state" / "cache").is_dir()
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "file", "unknown format", "no files"])

@@ -60,7 +60,7 @@ def test_a_release_is_read(tmp_path: Path) -> None:
 
 def test_a_video_that_two_annotators_told_is_one_record_in_test(tmp_path: Path) -> None:
     one = told(10, (0, 4, "A man runs."), (4, 9, "He falls."))
-    two = told(10, (1, 9, "Somebody runs and falls."))
+    two = told(9.5, (1, 9, "Somebody runs and falls."))
     write(tmp_path / "val_1.json", {"v_both": one, "v_one": one})
     write(tmp_path / "val_2.json", {"v_both": two})
     with pytest.warns(DefectWarning, match=r"with the events of both: 1, the first at .*, v_both"):
@@ -72,6 +72,7 @@ def test_a_video_that_two_annotators_told_is_one_record_in_test(tmp_path: Path) 
         "He falls.",
     ]
     assert (both.name, both.paragraph) == ("v_both", "A man runs. He falls.")
+    assert both.duration_s == 10.0
     assert [video.name for video in found.of_split("validation")] == ["v_one"]
     (tmp_path / "val_2.json").unlink()
     alone = activitynet.read(tmp_path, tmp_path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,26 @@ def test_contradictions_are_refused(tmp_path: Path, key: str, value: object, rul
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no COIN.json; put the annotations of COIN there"):
         coin.read(tmp_path, tmp_path)
+
+
+def test_a_clip_of_all_of_the_video_is_none(tmp_path: Path) -> None:
+    event = Event((1.0, 2.0), step="b")
+    video = Video(
+        "v", "v.mp4", "train", topic="t", duration_s=9.0, clip=(0.0, 9.0), events=(event,)
+    )
+    told = coin.projected(video)
+    assert told is not None and told.clip is None
+    check_round_trip(
+        coin, Corpus(tmp_path, "own", (dataclasses.replace(video, path="videos/v.mp4"),))
+    )
+
+
+def test_a_label_of_two_ids_stands_where_the_lesser_is(tmp_path: Path) -> None:
+    content = released()
+    content["database"]["other"]["annotation"] += [
+        {"id": "300", "segment": [3, 4], "label": "unscrew"},
+        {"id": "98", "segment": [5, 6], "label": "look"},
+    ]
+    write(tmp_path / "COIN.json", content)
+    (recipe,) = coin.read(tmp_path, tmp_path).recipes.values()
+    assert recipe == ("look", "unscrew", "take out the CD drive", "insert the tray")

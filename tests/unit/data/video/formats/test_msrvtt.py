@@ -262,3 +262,12 @@ def test_lists_of_the_retrieval_split_that_contradict_are_refused(tmp_path: Path
     write_1k_a(tmp_path, "video77\n")
     with pytest.raises(DataError, match="names video video77, which the annotations do not list"):
         msrvtt_1k_a.read(tmp_path, tmp_path)
+
+
+def test_a_test_video_is_asked_for_by_one_sentence() -> None:
+    video = Video("v", "videos/v.mp4", "test", captions=("a man cooks", "somebody cooks"))
+    for split, captions in {"test": video.captions[:1], "train": video.captions}.items():
+        changed: Any = {"split": split}
+        held = msrvtt_1k_a.projected(dataclasses.replace(video, **changed))
+        assert held is not None and held.captions == captions
+    assert msrvtt_1k_a.projected(dataclasses.replace(video, split="validation")) is None

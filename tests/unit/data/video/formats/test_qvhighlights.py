@@ -134,3 +134,12 @@ def test_lines_that_contradict_one_another_are_refused(tmp_path: Path) -> None:
 def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has none of highlight_train_release.jsonl, highlight_v"):
         qvhighlights.read(tmp_path, tmp_path)
+
+
+def test_names_keep_their_zeros(tmp_path: Path) -> None:
+    moments = tuple(
+        Moment(name, "a dog", ((0.0, 1.0),)) for name in ("007", "7", "0", "q7", "\u0667")
+    )
+    video = Video("v", "videos/v.mp4", "train", duration_s=2.0, moments=moments)
+    found = check_round_trip(qvhighlights, Corpus(tmp_path, "own", (video,)))
+    assert found is not None and found.videos[0].moments == moments
