@@ -62,10 +62,17 @@ def task_on(
     kind: type[Task],
     clips: Sequence[Clip],
     recipes: Mapping[str, tuple[str, ...]] | None = None,
+    /,
     **options: object,
 ) -> Task:
     """A task on these clips, for encoders like `small_model`."""
-    own = {"max_video": SIZES.max_video, "max_text": SIZES.max_text, "max_caption": 6, **options}
+    own = {
+        "max_video": SIZES.max_video,
+        "max_text": SIZES.max_text,
+        "max_caption": 6,
+        "window_step": 4,
+        **options,
+    }
     batcher = Batcher(VOCABULARY, SIZES.max_video, SIZES.max_text, torch.device("cpu"))
     dataset = dataset_with(list(clips), recipes, vocabulary=VOCABULARY)
     return kind(VlmOptions(**own), dataset, batcher)  # type: ignore[arg-type]
