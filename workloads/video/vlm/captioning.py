@@ -132,11 +132,11 @@ class Captioning(Task):
     ) -> list[tuple[int, ...]]:
         """Captions by beam search, as ids.
 
-        In each step every beam is extended by every token, and the best of them are kept by the
-        sum of their tokens' log-probabilities. A beam that ends leaves the search with that sum
-        over its length, ``[SEP]`` included, to the power of ``vlm.length-penalty``; so do, without
-        ``[SEP]``, those still open when captions are as long as they may be. The best of those
-        that left is the caption.
+        In each step every beam is extended by every word, and the best of them are kept by the sum
+        of their tokens' log-probabilities among words and ``[SEP]``. A beam that ends leaves the
+        search with that sum over its length, ``[SEP]`` included, to the power of
+        ``vlm.length-penalty``; so do, without ``[SEP]``, those still open when captions are as long
+        as they may be. The best of those that left is the caption.
         """
         options, vocabulary = self.options, self.batcher.vocabulary
         beams, device = options.beams, self.batcher.device

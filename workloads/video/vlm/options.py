@@ -107,10 +107,11 @@ class VlmOptions:
         if self.width % self.heads:
             rule = f"must be a multiple of vlm.heads={self.heads}"
             yield Problem("vlm.width", str(self.width), rule)
-        if self.window_step > self.max_video:
+        tasks = set(self.all_tasks)
+        if self.window_step > self.max_video and _READ_BY["window_step"] & tasks:
             rule = f"must be at most vlm.max-video={self.max_video}, or seconds are left out"
             yield Problem("vlm.window-step", str(self.window_step), rule)
-        if self.max_caption > self.max_text:
+        if self.max_caption > self.max_text and _READ_BY["max_caption"] & tasks:
             rule = f"must be at most vlm.max-text={self.max_text}"
             yield Problem("vlm.max-caption", str(self.max_caption), rule)
         if self.clients_without_text + self.clients_without_video > 1:
@@ -119,7 +120,6 @@ class VlmOptions:
                 "most 1: a client without either has nothing to train on"
             )
             yield Problem("vlm.clients-without-video", f"{self.clients_without_video:g}", rule)
-        tasks = set(self.all_tasks)
         for field in dataclasses.fields(self):
             readers = _READ_BY.get(field.name)
             value = getattr(self, field.name)

@@ -44,6 +44,10 @@ class Pretraining(Task):
         """Clips that are drawn of a video."""
         return self.options.clips
 
+    def can_judge(self, clips: Sequence[Clip]) -> bool:
+        """Whether both tasks that it is judged at can be."""
+        return all(part.can_judge(clips) for part in self._judged_at())
+
     def masking(self) -> Masking:
         """As configured."""
         options = self.options
@@ -84,10 +88,7 @@ class Pretraining(Task):
             pairs = self._pairs(few, generator, has_video=True, has_text=True)
             found = self._masked_loss(model, pairs, generator)
             total, count = total + float(found.loss) * len(few), count + len(few)
-        parts = [
-            task(self.options, self.dataset, self.batcher).judge(model, clips)
-            for task in (Retrieval, Localization)
-        ]
+        parts = [task.judge(model, clips) for task in self._judged_at()]
         scores = {name: value for part in parts for name, value in part.scores.items()}
         samples = tuple(sample for part in parts for sample in part.samples)
         return Judgement(total / count, len(clips), scores, samples)
@@ -100,6 +101,10 @@ class Pretraining(Task):
             "masked_token_loss/video",
             "masked_token_loss/text",
         )
+
+    def _judged_at(self) -> tuple[Task, ...]:
+        own = (self.options, self.dataset, self.batcher)
+        return Retrieval(*own), Localization(*own)
 
     def _pairs(
         self,

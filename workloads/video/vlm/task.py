@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import torch
 
-from core.errors import Problem
 from core.scores import Score
 from data.video.records import Span
 from workloads.video.dataset import Clip, VideoDataset
@@ -89,13 +88,17 @@ class Task(ABC):
     def num_items(self, clip: Clip) -> int:
         """Items that a video gives: 0 where it cannot be trained or judged on."""
 
+    def can_judge(self, clips: Sequence[Clip]) -> bool:
+        """Whether one of these videos gives an item to judge on."""
+        return any(map(self.num_items, clips))
+
     @abstractmethod
     def loss(
         self, model: VideoLanguageModel, clips: Sequence[Clip], generator: torch.Generator
     ) -> tuple[torch.Tensor, Mapping[str, float]]:
         """What training minimises on a batch of videos, shape (), and what was measured.
 
-        Videos without an item add nothing; without any, the loss is zero and has no gradient.
+        Videos without an item add nothing; without any, the loss and its gradient are zero.
         """
 
     @abstractmethod
@@ -112,10 +115,5 @@ class Task(ABC):
 
 
 def nothing(model: VideoLanguageModel) -> torch.Tensor:
-    """A loss of zero that depends on the model, so that a step without items moves nothing."""
+    """A loss of zero that depends on the model, for a step whose videos have no item."""
     return model.words.sum() * 0.0
-
-
-def unread(key: str, value: object, tasks: str) -> Problem:
-    """A key that none of the configured tasks reads."""
-    return Problem(key, str(value), f"is read by {tasks} alone; leave it out")

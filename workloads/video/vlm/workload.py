@@ -113,16 +113,11 @@ class Vlm(Workload, OwnData):
         """The videos of ``video.source`` with their features.
 
         Raises:
-            DataError: They are missing or unfit, or lack what a configured task needs.
+            DataError: They are missing or unfit.
         """
         options = config.section(VlmOptions)
         vocabulary = Vocabulary.of_folder(Path(options.bert).expanduser()) if options.bert else None
-        dataset = load_videos(config.section(VideoOptions), vocabulary)
-        for task in options.all_tasks:
-            if lacking := BY_NAME[task].lacking(dataset):
-                rule = f"{task} does not fit the corpus {dataset.name}, which {lacking}"
-                raise ConfigError([Problem("vlm.tasks", options.tasks, f"{rule}; take another")])
-        return dataset
+        return load_videos(config.section(VideoOptions), vocabulary)
 
     def form(self) -> str:
         """Words, topics, steps, recipes, and the frozen encoder by its digest."""
@@ -220,8 +215,10 @@ class Vlm(Workload, OwnData):
         """The encoder, with what its tasks need.
 
         Raises:
+            ConfigError: The corpus lacks what a configured task is trained or judged on.
             DataError: ``vlm.bert`` does not load.
         """
+        self._refuse_unfit_tasks()
         options, vocabulary = self.options, self.dataset.vocabulary
         sizes = EncoderSizes(
             num_words=vocabulary.num_tokens,
@@ -249,6 +246,29 @@ class Vlm(Workload, OwnData):
         if options.bert:
             load_bert(model, Path(options.bert).expanduser())
         return model
+
+    def _refuse_unfit_tasks(self) -> None:
+        """Refuse tasks that the corpus has nothing for, before anything is trained.
+
+        Raises:
+            ConfigError: With the way out.
+        """
+        splits = self.dataset.splits
+        if not splits["test"]:  # a client's own videos, which need not serve every task
+            return
+        for name in self.options.all_tasks:
+            task = self.task(name)
+            lacking = task.lacking(self.dataset)
+            if not lacking and not any(map(task.num_items, splits["train"])):
+                lacking = "has no training video to train it on"
+            for split in ("validation", "test"):
+                if not lacking and not task.can_judge(splits[split]):
+                    lacking = f"has no {split} video to judge it on"
+            if lacking:
+                rule = f"{name} does not fit the corpus {self.dataset.name}, which {lacking}"
+                raise ConfigError(
+                    [Problem("vlm.tasks", self.options.tasks, f"{rule}; take another")]
+                )
 
     def examples(self, indices: torch.Tensor) -> VideoExamples:
         """Training videos at `indices`, their features on the device."""
@@ -301,12 +321,14 @@ class Vlm(Workload, OwnData):
 
     @torch.no_grad()
     def exhibits(self, model: nn.Module, split: Split) -> tuple[Exhibit, ...]:
-        """What the model makes of a split's first videos."""
+        """What the model makes of a split's first videos, at the tasks that these are told for."""
         clips = on_device(self.dataset.splits[split][:EXHIBITED_VIDEOS], self.device).clips
+        tasks = [self.task(name) for name in self.options.all_tasks]
         with _judged(model):
             found = [
-                self.task(name).judge(cast(VideoLanguageModel, model), clips)
-                for name in self.options.all_tasks
+                task.judge(cast(VideoLanguageModel, model), clips)
+                for task in tasks
+                if task.can_judge(clips)
             ]
         return tuple(
             Exhibit(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import cast
+
 import torch
 
 from core.seeds import seeded_globals, torch_generator
+from tests.unit.workloads.video.handmade import dataset_with
+from workloads.video.dataset import Clip
 from workloads.video.text import Vocabulary
+from workloads.video.vlm.clips import Batcher
 from workloads.video.vlm.model import EncoderSizes, Tokens, VideoLanguageModel
+from workloads.video.vlm.options import VlmOptions
+from workloads.video.vlm.task import Task
 
 VOCABULARY = Vocabulary.of_texts(
     ["a red square slides to the left", "the blue circle blinks twice", "then a star spins"]
@@ -48,3 +56,43 @@ def some_tokens(
     words = torch.where(places > ends, VOCABULARY.pad, words)
     video_valid = torch.arange(videos) < lengths
     return Tokens(features.double() if double else features, video_valid, words, places <= ends)
+
+
+def task_on(
+    kind: type[Task],
+    clips: Sequence[Clip],
+    recipes: Mapping[str, tuple[str, ...]] | None = None,
+    /,
+    **options: object,
+) -> Task:
+    """A task on these clips, for encoders like `small_model`."""
+    own = {
+        "max_video": SIZES.max_video,
+        "max_text": SIZES.max_text,
+        "max_caption": 6,
+        "window_step": 4,
+        **options,
+    }
+    batcher = Batcher(VOCABULARY, SIZES.max_video, SIZES.max_text, torch.device("cpu"))
+    dataset = dataset_with(list(clips), recipes, vocabulary=VOCABULARY)
+    return kind(VlmOptions(**own), dataset, batcher)  # type: ignore[arg-type]
+
+
+class _Vectors:
+    def __init__(self, by_word: Mapping[str, Sequence[float]]) -> None:
+        width = len(next(iter(by_word.values())))
+        self.words = torch.zeros(VOCABULARY.num_tokens, width, dtype=torch.float64)
+        for word, vector in by_word.items():
+            (index,) = VOCABULARY.ids(word)
+            self.words[index] = torch.tensor(vector, dtype=torch.float64)
+
+    def video_states(self, features: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return features[:, :1].double().expand(-1, features.shape[1] + 1, -1)
+
+    def text_states(self, words: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        return self.words[words[:, :1]].expand(-1, words.shape[1], -1)
+
+
+def vectors(by_word: Mapping[str, Sequence[float]]) -> VideoLanguageModel:
+    """What stands for an encoder: each video is its first feature, each text its first word's."""
+    return cast(VideoLanguageModel, _Vectors(by_word))

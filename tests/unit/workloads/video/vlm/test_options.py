@@ -104,6 +104,20 @@ def test_defaults_go_together_for_every_task() -> None:
         assert parsed(f"vlm.tasks={task}").section(VlmOptions).all_tasks == (task,)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_short_sequences_fit_every_task_with_the_keys_that_it_reads(task: str) -> None:
+    """A default that is too long counts where it is read alone: elsewhere it cannot be changed."""
+    words = [f"vlm.tasks={task}", "vlm.max-video=8", "vlm.max-text=12"]
+    read = {
+        "vlm.window-step": ("pretraining", "segmentation", "localization"),
+        "vlm.max-caption": ("captioning",),
+    }
+    needed = [f"{key}=8" for key, tasks in read.items() if task in tasks]
+    parsed(*words, *needed)
+    if needed:
+        assert list(refused(*words)) == [needed[0].partition("=")[0]]
+
+
 def test_meteor_is_refused_where_java_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workload, "meteor_missing", lambda: Missing("there is no Java"))
     found = refused("vlm.tasks=captioning", "vlm.meteor=true")
@@ -153,7 +167,6 @@ def test_sources_and_encoders_may_hold_colons() -> None:
         ("median", ["vlm.tasks=retrieval;segmentation"], "strategy", "gives clients different"),
         ("fedavg", ["canaries.kind=mislabelled"], "canaries.kind", "puts labelled images"),
         ("fedavg", ["attack.kind=label-flip"], "attack.kind", "flips the labels of images"),
-        ("fedavg", ["partition.scheme=own"], "partition.scheme", "labelled images"),
         ("local", ["start-from=somewhere"], "start-from", "has no model at the server"),
         ("scaffold", ["train.optimizer=adam"], "strategy", "scales every coordinate"),
     ],
