@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
 from core.errors import ConfigError, Problem
 from core.plugins import is_plugin, plugin_content
+from core.records import RunFolder
 
 Scalar = bool | int | float | str
 Section = TypeVar("Section")
@@ -679,7 +680,7 @@ def _by_content(name: str, value: Scalar) -> Scalar:
 def _weights_content(path: Path) -> str:
     """A digest of the weights that a run starts from: of a folder, of its last checkpoint."""
     if path.is_dir():
-        path = max(path.glob("checkpoints/round-*.safetensors"), default=path)
+        path = max(RunFolder(path).checkpoints(), default=(0, path))[1]
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path)
 
 

@@ -324,6 +324,12 @@ class RunFolder:
         """The checkpoint after `round`."""
         return self.path / "checkpoints" / f"round-{round:04d}.safetensors"
 
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Checkpoints that there are, with their rounds, ascending."""
+        found = (self.path / "checkpoints").glob("round-*.safetensors")
+        numbers = ((path.stem.partition("-")[2], path) for path in found)
+        return sorted((int(number), path) for number, path in numbers if number.isdecimal())
+
     def tesserae(self, round: int) -> Path:
         """The images that clients sent in `round`.
 

@@ -108,7 +108,7 @@ class Recorder:
         reached = checkpoint.round if checkpoint else -1
         folder.remove_unfinished()
         shutil.rmtree(folder.progress, ignore_errors=True)
-        for number, path in self._checkpoints():
+        for number, path in self.folder.checkpoints():
             if number > len(records) - 1:
                 path.unlink()
         folder.keep_rounds(reached)
@@ -269,8 +269,8 @@ class Recorder:
 
     def _last_checkpoint(self, last_round: int) -> Checkpoint | None:
         """The newest checkpoint of a round on record; None where no round is on record."""
-        kept = {number: path for number, path in self._checkpoints() if number <= last_round}
-        newest_round = max((number for number, _ in self._checkpoints()), default=-1)
+        kept = {number: path for number, path in self.folder.checkpoints() if number <= last_round}
+        newest_round = max((number for number, _ in self.folder.checkpoints()), default=-1)
         if newest_round > last_round + 1:
             raise RecordError(
                 f"{self.folder.rounds} ends at round {last_round} and there is a checkpoint of "
@@ -364,7 +364,7 @@ class Recorder:
         if keep and due:
             now.write(self.folder.checkpoint(record.round), self._identity)
             self._retained = [*self._retained, now.acknowledged][-CHECKPOINTS_KEPT:]
-            for _, path in self._checkpoints()[:-CHECKPOINTS_KEPT]:
+            for _, path in self.folder.checkpoints()[:-CHECKPOINTS_KEPT]:
                 path.unlink()
         if spending is not None:
             self._write_privacy(spending)
@@ -385,11 +385,6 @@ class Recorder:
         shutil.rmtree(self.folder.progress, ignore_errors=True)
         self._write_status(end)
         self._lock.release()
-
-    def _checkpoints(self) -> list[tuple[int, Path]]:
-        """Those there are, by round."""
-        found = self.folder.checkpoint(0).parent.glob("round-*.safetensors")
-        return sorted((int(path.stem.partition("-")[2]), path) for path in found)
 
     def _write_status(self, end: End | None) -> None:
         value: Mapping[str, Any] = {

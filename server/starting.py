@@ -24,10 +24,10 @@ def file_of(place: str) -> Path:
     """
     path = Path(place).expanduser().resolve()
     if path.is_dir():
-        found = sorted(RunFolder.open(path).checkpoint(0).parent.glob("round-*.safetensors"))
+        found = RunFolder.open(path).checkpoints()
         if not found:
             raise RecordError(f"{KEY}={place}: the run has no checkpoint; let it finish first")
-        return found[-1]
+        return found[-1][1]
     if not path.is_file():
         raise RecordError(
             f"{KEY}={place}: there is no such folder or file; name a run's folder, such as "
