@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, get_type_hints
 
@@ -681,7 +682,17 @@ def _weights_content(path: Path) -> str:
     """A digest of the weights that a run starts from: of a folder, of its last checkpoint."""
     if path.is_dir():
         path = max(RunFolder(path).checkpoints(), default=(0, path))[1]
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path)
+    if not path.is_file():
+        return str(path)
+    about = path.stat()
+    return _file_digest(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _file_digest(path: Path, num_bytes: int, modified_ns: int) -> str:
+    """Of a file as it was then: every client's update asks for it, of a large file too."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

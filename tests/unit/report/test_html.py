@@ -23,7 +23,7 @@ from tests.unit.report.conftest import judged_as, make_private, make_retrieval
 
 MakeRun = Callable[..., Path]
 
-VOID = {"meta", "link", "input", "path", "br"}
+VOID = {"meta", "link", "input", "path", "br", "img"}
 
 
 class Page(HTMLParser):

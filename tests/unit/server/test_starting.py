@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +180,28 @@ def test_the_identity_of_a_long_run_is_of_its_last_checkpoint(tmp_path: Path) ->
     places = (folder.path, folder.checkpoint(10_000))
     keys = [{**tiny_keys("fedavg"), "start-from": str(place)} for place in places]
     assert parse_config(keys[0]).identity() == parse_config(keys[1]).identity()
+
+
+def test_large_weights_are_read_once_for_an_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each client's update asks for it; a file that was written anew is read again."""
+    start = tmp_path / "own.safetensors"
+    start.write_bytes(b"first")
+    config = parse_config({**tiny_keys("fedavg"), "start-from": str(start)})
+    digests: list[object] = []
+    digest = hashlib.file_digest
+
+    def counted(*args: Any) -> Any:
+        digests.append(args)
+        return digest(*args)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    assert config.identity() == config.identity()
+    assert len(digests) == 1
+    before = config.identity()
+    start.write_bytes(b"second")
+    assert config.identity() != before and len(digests) == 2
 
 
 def test_clients_of_their_own_models_start_from_the_seed_alone(tmp_path: Path) -> None:
