@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -179,7 +180,9 @@ def _update(message: Message, resident: Resident) -> Message:
     kept = resident.keep(update.state)
     if malicious:
         update = tamper(update, received.arrays, attack)
-    arrays, metrics = dict(update.arrays), {**update.metrics, **objective.metrics()}
+    # A reply of a known size tells every measure, as NaN where there was nothing to measure.
+    measured = dict.fromkeys(workload.measures(partition_id), math.nan) | dict(objective.metrics())
+    arrays, metrics = dict(update.arrays), {**update.metrics, **measured}
     if resident.evaluates and config.evaluates(round_number):
         validation, test = workload.evaluate(model, "validation"), workload.evaluate(model, "test")
         counts = resident.partition.class_counts[partition_id].tolist()

@@ -70,11 +70,20 @@ class ArraySpec:
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """The form of a record: all that its size depends on, and what a receiver may expect."""
+    """The form of a record: all that its size depends on, and what a receiver may expect.
+
+    Attributes:
+        arrays: Form of each array.
+        metrics: Names of all metrics.
+        settings: Values as long as those that come.
+        optional: Those of the metrics that may be NaN, where there was nothing to measure: left
+            out, they would change the record's size.
+    """
 
     arrays: Mapping[str, ArraySpec] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
 
     def num_bytes(self) -> int:
         """Serialised size in bytes of any record of this form."""
@@ -106,7 +115,8 @@ class RecordSpec:
             found.append(f"metric {name!r} {kind}")
         for name, value in record.metrics.items():
             if not np.isfinite(value):
-                found.append(f"metric {name!r} is {value}")
+                if not (name in self.optional and np.isnan(value)):
+                    found.append(f"metric {name!r} is {value}")
             elif abs(value) > MAGNITUDE_LIMIT or (name.endswith("loss") and value < 0):
                 least = 0 if name.endswith("loss") else -MAGNITUDE_LIMIT
                 found.append(

@@ -113,7 +113,10 @@ class Objective(ABC):
         return
 
     def metrics(self) -> Mapping[str, float]:
-        """What it measured, by the names of `Workload.measures`; finite."""
+        """What it measured, by the names of `Workload.measures`; finite.
+
+        What there was nothing to measure of is left out.
+        """
         return {}
 
 

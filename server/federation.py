@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -333,7 +333,7 @@ class Federation:
             reasons = [f"train_s is {train_s:g}, but the request went out {most_s:.3g} s ago"]
         if reasons:
             raise ValueError("; ".join(reasons))
-        return reply
+        return dataclasses.replace(reply, record=_as_measured(reply.record, form.optional))
 
     def _server_task(self, round: int) -> ServerTask:
         preparation = self._preparation
@@ -565,6 +565,16 @@ def _hopeless(
     if at_fault:
         return DivergedError(text)
     return QuorumError(text) if config.cohort.quorum > 1 else RunError(text)
+
+
+def _as_measured(record: Record, optional: Collection[str]) -> Record:
+    """A record without metrics that say that there was nothing to measure."""
+    metrics = {
+        name: value
+        for name, value in record.metrics.items()
+        if not (name in optional and math.isnan(value))
+    }
+    return dataclasses.replace(record, metrics=metrics)
 
 
 def _useless(round: int, outcome: RoundOutcome, judged: FederatedEvaluation | None) -> str | None:

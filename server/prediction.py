@@ -75,12 +75,14 @@ def reply_spec(preparation: Preparation, client: ClientShape, round: int) -> Rec
     strategy, workload = preparation.strategy, preparation.workload
     spec = strategy.reply_spec(client, round)
     arrays = dict(spec.arrays)
-    metrics = (*spec.metrics, *workload.measures(client.partition_id))
+    measures = workload.measures(client.partition_id)
+    metrics = (*spec.metrics, *measures)
     if preparation.clients_evaluate and preparation.config.evaluates(round):
         told = told_form(preparation)
         arrays |= told.arrays
         metrics = (*metrics, *told.metrics)
-    return RecordSpec(arrays, strategy.sent_metrics(metrics), {"round": round})
+    sent = strategy.sent_metrics(metrics)
+    return RecordSpec(arrays, sent, {"round": round}, frozenset(measures))
 
 
 def told_form(preparation: Preparation) -> RecordSpec:

@@ -103,6 +103,16 @@ def test_each_departure_from_the_form_is_named(record: Record, reason: str) -> N
         assert not FORM.violations(record), FORM.violations(record)
 
 
+def test_what_there_was_nothing_to_measure_of_may_be_nan_and_no_other_nonsense() -> None:
+    form = RecordSpec({}, ("loss", "pace"), optional=frozenset({"pace"}))
+    nothing = Record({}, {"loss": 0.0, "pace": float("nan")})
+    assert form.violations(nothing) == []
+    assert nothing.num_bytes() == form.num_bytes()
+    for metrics in ({"loss": 0.0, "pace": float("inf")}, {"loss": float("nan"), "pace": 0.0}):
+        assert len(form.violations(Record({}, metrics))) == 1
+    assert form.violations(Record({}, {"loss": 0.0})) == ["metric 'pace' is missing"]
+
+
 def test_a_record_fits_its_own_form() -> None:
     record = Record({"w": np.zeros(2, "f4")}, {"loss": 0.0})
     assert FORM.violations(record) == []
