@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data.video.records import Span
+from data.video.records import Span, Utterance
 from workloads.video.dataset import Clip
 from workloads.video.text import Vocabulary
 from workloads.video.vlm.model import Tokens, padded
@@ -77,6 +77,16 @@ class Batcher:
         return Tokens(features, video_valid, words, text_valid)
 
 
+def told(clip: Clip) -> tuple[Utterance, ...]:
+    """What is said in a video, or where nothing is, captions with the time that they tell of."""
+    video = clip.video
+    if video.narration:
+        return video.narration
+    captioned = [Utterance(e.span, e.caption) for e in video.events if e.caption]
+    whole = (0.0, float(len(clip.features)))
+    return tuple(captioned or [Utterance(whole, caption) for caption in video.captions[:1]])
+
+
 def sample_pairs(
     clip: Clip,
     count: int,
@@ -90,8 +100,9 @@ def sample_pairs(
     """Clips of a video as pre-training draws them (section 4.2).
 
     A run of tokens of what is said, of a length drawn evenly between `min_text` and the most there
-    may be, and the seconds in which it is said. Where nothing is said, or a client lacks text, as
-    many seconds as a drawn text would take, without text; where it lacks video, the text alone.
+    may be, and the seconds in which it is said. A corpus of which nothing is said has captions
+    told in its place. Where there are none either, or a client lacks text, a run of seconds without
+    text; where it lacks video, the text alone.
 
     Args:
         clip: The video.
@@ -102,7 +113,7 @@ def sample_pairs(
         has_video: Whether the client has video.
         has_text: Whether the client has what is said.
     """
-    timed = batcher.vocabulary.timed(clip.video.narration) if has_text or not has_video else []
+    timed = batcher.vocabulary.timed(told(clip)) if has_text or not has_video else []
     nothing = clip.features[:0]
     pairs = []
     for _ in range(count):

@@ -10,7 +10,7 @@ import torch
 from core.errors import DataError
 from core.scores import Score
 from core.seeds import torch_generator
-from workloads.video.dataset import Clip, VideoDataset
+from workloads.video.dataset import Clip
 from workloads.video.vlm.clips import Pair, sample_pairs
 from workloads.video.vlm.localization import STEP_RECALL, Localization
 from workloads.video.vlm.masking import MaskedLoss, Masking, mask_tokens, masked_loss
@@ -27,26 +27,26 @@ CHUNK = 16
 class Pretraining(Task):
     """Masked tokens of clips that are drawn anew for every batch.
 
-    Judged by what nobody fine-tuned: zero-shot retrieval, and where there are recipes zero-shot
-    localization of steps.
+    Judged by what nobody fine-tuned: zero-shot retrieval, zero-shot localization of steps, or both,
+    as the corpus has captions and recipes.
     """
 
     name = "pretraining"
     scores: ClassVar[tuple[Score, ...]] = (*RETRIEVAL_SCORES, STEP_RECALL)
     own_entries = ("lm",)
 
-    @classmethod
-    def lacking(cls, dataset: VideoDataset) -> str:
-        """Recipes, by which zero-shot localization is judged."""
-        return Localization.lacking(dataset)
-
     def num_items(self, clip: Clip) -> int:
         """Clips that are drawn of a video."""
         return self.options.clips
 
+    def judged_by(self) -> tuple[Score, ...]:
+        """Those of the tasks that it is judged at."""
+        return tuple(score for part in self._judged_at() for score in part.scores)
+
     def can_judge(self, clips: Sequence[Clip]) -> bool:
-        """Whether both tasks that it is judged at can be."""
-        return all(part.can_judge(clips) for part in self._judged_at())
+        """Whether all that it is judged at can be, and something is."""
+        parts = self._judged_at()
+        return bool(parts) and all(part.can_judge(clips) for part in parts)
 
     def masking(self) -> Masking:
         """As configured."""
@@ -103,8 +103,12 @@ class Pretraining(Task):
         )
 
     def _judged_at(self) -> tuple[Task, ...]:
+        """The tasks that the corpus has something for."""
         own = (self.options, self.dataset, self.batcher)
-        return Retrieval(*own), Localization(*own)
+        clips = [clip for split in self.dataset.splits.values() for clip in split]
+        return tuple(
+            part for part in (Retrieval(*own), Localization(*own)) if part.can_judge(clips)
+        )
 
     def _pairs(
         self,

@@ -88,6 +88,10 @@ class Task(ABC):
     def num_items(self, clip: Clip) -> int:
         """Items that a video gives: 0 where it cannot be trained or judged on."""
 
+    def judged_by(self) -> tuple[Score, ...]:
+        """Its scores on this corpus."""
+        return self.scores
+
     def can_judge(self, clips: Sequence[Clip]) -> bool:
         """Whether one of these videos gives an item to judge on."""
         return any(map(self.num_items, clips))

@@ -191,7 +191,8 @@ class Vlm(Workload, OwnData):
     @property
     def scores(self) -> Scores:
         """Those of all tasks, the primary task's first."""
-        found = [score for task in self.options.all_tasks for score in BY_NAME[task].scores]
+        tasks = [self.task(name) for name in self.options.all_tasks]
+        found = [score for task in tasks for score in task.judged_by()]
         if self.options.meteor:
             found.append(METEOR)
         return Scores(dict.fromkeys(found))

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.seeds import torch_generator
-from data.video.records import Utterance
-from tests.unit.workloads.video.handmade import numbered_clip
+from data.video.records import Event, Utterance
+from tests.unit.workloads.video.handmade import clip_of, numbered_clip
 from tests.unit.workloads.video.vlm.models import VOCABULARY
 from workloads.video.dataset import Clip
-from workloads.video.vlm.clips import Batcher, Pair, sample_pairs
+from workloads.video.vlm.clips import Batcher, Pair, sample_pairs, told
 
 SAID = "a red square slides to the left then a star spins"
 times = st.floats(-5, 50, allow_nan=False)
@@ -170,3 +170,12 @@ def test_without_video_clips_are_words_alone(seed: int) -> None:
 def test_without_video_and_without_a_word_there_is_no_clip() -> None:
     silent = numbered_clip(5)
     assert sample_pairs(silent, 5, batcher(), torch_generator(0), min_text=2, has_video=False) == []
+
+
+def test_captions_are_told_where_nothing_is_said() -> None:
+    said = (Utterance((1.0, 2.0), "a star spins"),)
+    events = (Event((0, 3), "a red square"), Event((3, 4), step="a star"))
+    assert told(clip_of(5, narration=said, events=events)) == said
+    assert told(clip_of(5, events=events)) == (Utterance((0, 3), "a red square"),)
+    assert told(clip_of(5, captions=("a star", "a ring"))) == (Utterance((0.0, 5.0), "a star"),)
+    assert told(clip_of(5)) == ()

@@ -137,12 +137,19 @@ def test_the_judged_loss_is_the_mean_over_videos_of_draws_that_never_change(
     assert found.loss == pytest.approx(sum(n * loss for n, loss in parts) / 3)
 
 
-def test_it_can_be_judged_where_both_its_tasks_can() -> None:
+def test_it_is_judged_at_what_the_corpus_has_something_for() -> None:
     task = pretraining_on(CLIPS)
     plain = clip_of(5, topic="tea", captions=("a star",))
     shown = clip_of(5, topic="tea", events=(Event((0, 3), step=RED),))
     assert task.can_judge(CLIPS) and task.can_judge([plain, shown])
     assert not task.can_judge([plain]) and not task.can_judge([shown])
+    assert task.judged_by() == (*Retrieval.scores, *Localization.scores)
+    for clips, kind in (([plain], Retrieval), ([shown], Localization)):
+        alone = pretraining_on(clips)
+        assert alone.can_judge(clips) and alone.judged_by() == kind.scores
+        with torch.no_grad():
+            judged = alone.judge(small_model(), clips)
+        assert set(judged.scores) == {score.name for score in kind.scores}
+    assert not pretraining_on([clip_of(5)]).can_judge([clip_of(5)])
     with pytest.raises(DataError, match="no video to judge on"):
         task.judge(small_model(), [])
-    assert "no recipes" in Pretraining.lacking(task_on(Pretraining, CLIPS).dataset)
