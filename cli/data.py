@@ -93,10 +93,12 @@ def make_shapestory(
         corpus = make_corpus(recipe, root, workers=workers, made=lambda: bar.update(1))
     exports = export_all(corpus, root / "annotations")
     counts = {split: len(corpus.of_split(split)) for split in ("train", "validation", "test")}
+    clients = max(1, min(10, counts["train"] // 12))
     text = (
         f"{root}: {len(corpus.videos)} videos ({counts['train']} train, {counts['validation']} "
         f"validation, {counts['test']} test)\n"
-        f"  tessera run workload=vlm video.source=shapestory:{folder}\n"
+        f"  tessera run workload=vlm strategy=fedavg partition.clients={clients} "
+        f"train.optimizer=adam train.learning-rate=0.001 video.source=shapestory:{folder}\n"
     )
     value = {"folder": str(root), **counts, "exports": [str(path) for path in exports]}
     return Outcome(text, value)
