@@ -16,9 +16,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from core.errors import DataError
 from data.video.formats.defects import Defects
-from data.video.formats.entries import Entry, clean, present, read_json, write_json
+from data.video.formats.entries import Entry, clean, needed, read_json, write_json
 from data.video.formats.files import VideoFiles
 from data.video.records import Corpus, Event, Split, Video
 
@@ -47,14 +46,8 @@ def read(annotations: Path, videos: Path) -> Corpus:
     """
     defects = Defects(f"{NAME} in {annotations}")
     files = VideoFiles(videos)
-    found = present(annotations, FILES)
-    if not found:
-        raise DataError(
-            f"{annotations} has none of {', '.join(FILES)}; put the annotations of ActivityNet "
-            "Captions there"
-        )
     listed: dict[str, Video] = {}
-    for file in found:
+    for file in needed(annotations, FILES, "ActivityNet Captions"):
         for key, entry in read_json(file).members():
             name = entry.as_name(key)
             video = _video(entry, name, files, _SPLITS[file.name], defects)

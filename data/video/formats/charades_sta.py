@@ -23,7 +23,7 @@ from data.video.formats.defects import Defects
 from data.video.formats.entries import (
     Entry,
     clean,
-    present,
+    needed,
     read_lines,
     read_table,
     write_table,
@@ -60,12 +60,7 @@ def read(annotations: Path, videos: Path) -> Corpus:
     """
     defects = Defects(f"{NAME} in {annotations}")
     files = VideoFiles(videos)
-    found = present(annotations, FILES)
-    if not found:
-        raise DataError(
-            f"{annotations} has none of {', '.join(FILES)}; put the annotations of Charades-STA "
-            "there"
-        )
+    found = needed(annotations, FILES, "Charades-STA")
     listed: dict[str, Video] = {}
     for file in found:
         split = _SPLITS[file.name]

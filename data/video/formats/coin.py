@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from core.errors import DataError
 from data.video.formats.defects import Defects
-from data.video.formats.entries import Entry, clean, read_json, write_json
+from data.video.formats.entries import Entry, clean, needed, read_json, write_json
 from data.video.formats.files import VideoFiles
 from data.video.records import Corpus, Event, Span, Split, Video
 
@@ -40,9 +39,7 @@ def read(annotations: Path, videos: Path) -> Corpus:
     """
     defects = Defects(f"{NAME} in {annotations}")
     files = VideoFiles(videos)
-    if not (annotations / FILES[0]).is_file():
-        raise DataError(f"{annotations} has no {FILES[0]}; put the annotations of COIN there")
-    root = read_json(annotations / FILES[0])
+    root = read_json(needed(annotations, FILES, "COIN")[0])
     found = []
     ids: dict[str, dict[str, int]] = {}
     for key, entry in root.inner("database", root.get("database")).members():

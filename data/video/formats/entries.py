@@ -204,6 +204,19 @@ def present(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
+def needed(folder: Path, names: Sequence[str], data_set: str) -> list[Path]:
+    """As `present`, of files of which there must be one.
+
+    Raises:
+        DataError: There is none.
+    """
+    found = present(folder, names)
+    if not found:
+        lacks = f"none of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}"
+        raise DataError(f"{folder} has {lacks}; put the annotations of {data_set} there")
+    return found
+
+
 def read_text(path: Path) -> str:
     """A whole file of text in UTF-8.
 

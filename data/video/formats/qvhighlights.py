@@ -20,9 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.errors import DataError
 from data.video.formats.defects import Defects
-from data.video.formats.entries import Entry, clean, present, read_json_lines, write_text
+from data.video.formats.entries import Entry, clean, needed, present, read_json_lines, write_text
 from data.video.formats.files import VideoFiles
 from data.video.records import SPLITS, Corpus, Moment, Split, Video
 
@@ -55,6 +54,7 @@ def read(annotations: Path, videos: Path) -> Corpus:
     """
     defects = Defects(f"{NAME} in {annotations}")
     files = VideoFiles(videos)
+    needed(annotations, FILES, "QVHighlights")
     lines = {
         split: [
             (line.name("vid"), line)
@@ -63,11 +63,6 @@ def read(annotations: Path, videos: Path) -> Corpus:
         ]
         for split, names in _FILES.items()
     }
-    if not any(present(annotations, names) for names in _FILES.values()):
-        raise DataError(
-            f"{annotations} has none of {', '.join(FILES)}; put the annotations of QVHighlights "
-            "there"
-        )
     split_of: dict[str, Split] = {name: split for split in SPLITS for name, _ in lines[split]}
     durations: dict[str, float] = {}
     moments: dict[str, list[Moment]] = {}

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.errors import DataError
 from data.video.formats.defects import Defects
 from data.video.formats.entries import (
     Entry,
     clean,
+    needed,
     present,
     read_json,
     read_table,
@@ -54,11 +54,8 @@ def read(annotations: Path, videos: Path) -> Corpus:
     """
     defects = Defects(f"{NAME} in {annotations}")
     files = VideoFiles(videos)
+    needed(annotations, FILES, "YouCook2")
     found = [*present(annotations, (_TRAIN,)), *present(annotations, _TEST)[:1]]
-    if not found:
-        raise DataError(
-            f"{annotations} has none of {', '.join(FILES)}; put the annotations of YouCook2 there"
-        )
     topics = _topics(annotations)
     listed: dict[str, Video] = {}
     for file in found:

@@ -7,8 +7,6 @@ A frame is whatever has one label, such as a second's feature. Frame accuracy is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -42,44 +40,6 @@ def window_starts(num_frames: int, size: int, step: int) -> list[int]:
     last = max(0, num_frames - size)
     starts = list(range(0, last + 1, step))
     return starts if starts[-1] == last else [*starts, last]
-
-
-def average_windows(
-    logits: npt.NDArray[np.floating], starts: Sequence[int], num_frames: int
-) -> npt.NDArray[np.float64]:
-    """Logits of every frame, each the mean over the windows that hold it.
-
-    Args:
-        logits: Of windows of S frames, shape (W, S, C).
-        starts: First frame of each window, length W. What of a window lies past the video's end is
-            padding, and is left out.
-        num_frames: Length of the video, T.
-
-    Returns:
-        float64, shape (T, C).
-
-    Raises:
-        DataError: Lengths do not fit, a window starts outside the video, or a frame is in none.
-    """
-    logits = np.asarray(logits)
-    if logits.ndim != 3 or len(logits) != len(starts):
-        raise DataError(
-            f"logits of shape {logits.shape}: must be (windows, frames, labels) with a window for "
-            f"each of {len(starts)} starts"
-        )
-    sums = np.zeros((num_frames, logits.shape[2]))
-    counts = np.zeros((num_frames, 1), np.int64)
-    for window, start in zip(logits, starts, strict=True):
-        if not 0 <= start < num_frames:
-            raise DataError(f"a window starts at frame {start}: must be in 0 to {num_frames - 1}")
-        inside = min(len(window), num_frames - start)
-        sums[start : start + inside] += window[:inside]
-        counts[start : start + inside] += 1
-    if not counts.all():
-        raise DataError(
-            f"frame {int(counts.argmin())} is in no window; take starts of window_starts"
-        )
-    return sums / counts
 
 
 def frame_accuracy(

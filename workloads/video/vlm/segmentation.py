@@ -14,6 +14,7 @@ from torch.nn import functional
 from core.errors import DataError
 from core.scores import Score
 from workloads.video.dataset import Clip, VideoDataset
+from workloads.video.metrics.segmentation import frame_accuracy
 from workloads.video.vlm.model import VideoLanguageModel
 from workloads.video.vlm.task import Judgement, Sample, Task, nothing
 from workloads.video.vlm.windows import over_windows
@@ -49,8 +50,8 @@ class Segmentation(Task):
         return "" if dataset.steps else "names no steps"
 
     def num_items(self, clip: Clip) -> int:
-        """Seconds, of a video that has a step."""
-        return len(clip.features) if any(event.step for event in clip.video.events) else 0
+        """Seconds, of a video of which some second shows a step."""
+        return len(clip.features) if any(step_of_seconds(clip)) else 0
 
     def labels(self, clip: Clip) -> torch.Tensor:
         """Label of every second, int64, shape (seconds,)."""
@@ -89,11 +90,10 @@ class Segmentation(Task):
         ]
         labels = torch.cat([self.labels(clip) for clip in clips])
         logits = torch.cat(found)
-        right = logits.argmax(1) == labels
-        within = labels != BACKGROUND
+        chosen, right = logits.argmax(1).cpu().numpy(), labels.cpu().numpy()
         scores = {
-            "frame_accuracy": float(right.double().mean()),
-            "step_frame_accuracy": float(right[within].double().mean()) if within.any() else 0.0,
+            "frame_accuracy": frame_accuracy(chosen, right),
+            "step_frame_accuracy": frame_accuracy(chosen, right, BACKGROUND),
         }
         loss = float(functional.cross_entropy(logits.double(), labels))
         return Judgement(loss, len(labels), scores, self._samples(clips, found))

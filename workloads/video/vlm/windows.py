@@ -38,14 +38,36 @@ def over_windows(
     windows = [clips[index].features[start : start + size] for index, start in places]
     features, valid = padded(windows)
     states = model.video_states(features, valid)
-    sums: list[torch.Tensor | None] = [None] * len(clips)
-    counts = [torch.zeros(len(clip.features), 1, device=features.device) for clip in clips]
-    for row, (index, start) in enumerate(places):
-        length = len(windows[row])
-        logits = logits_of(index, states[row, :length])
-        tail = len(clips[index].features) - start - length
-        placed = torch.nn.functional.pad(logits, (0, 0, start, tail))
-        held = sums[index]
-        sums[index] = placed if held is None else held + placed
-        counts[index][start : start + length] += 1
-    return [total / count for total, count in zip(sums, counts, strict=True) if total is not None]
+    found: list[list[torch.Tensor]] = [[] for _ in clips]
+    for row, (index, _) in enumerate(places):
+        found[index].append(logits_of(index, states[row, : len(windows[row])]))
+    starts: list[list[int]] = [[] for _ in clips]
+    for index, start in places:
+        starts[index].append(start)
+    return [
+        average_windows(logits, firsts, len(clip.features))
+        for logits, firsts, clip in zip(found, starts, clips, strict=True)
+    ]
+
+
+def average_windows(
+    logits: Sequence[torch.Tensor], starts: Sequence[int], num_seconds: int
+) -> torch.Tensor:
+    """Logits of every second, each the mean over the windows that hold it.
+
+    Args:
+        logits: Of each window, shape (n, C).
+        starts: First second of each; together they hold every second.
+        num_seconds: Length of the video, T.
+
+    Returns:
+        Shape (T, C).
+    """
+    total = logits[0].new_zeros(num_seconds, logits[0].shape[1])
+    count = logits[0].new_zeros(num_seconds, 1)
+    for window, start in zip(logits, starts, strict=True):
+        tail = num_seconds - start - len(window)
+        total = total + torch.nn.functional.pad(window, (0, 0, start, tail))
+        count[start : start + len(window)] += 1
+    assert count.all(), "every second is in a window"
+    return total / count

@@ -17,11 +17,12 @@ from data.video.records import Event
 from tests.unit.workloads.video.handmade import clip_of
 from tests.unit.workloads.video.vlm.models import SIZES, small_model, task_on
 from workloads.video.dataset import Clip
+from workloads.video.metrics.segmentation import window_starts
 from workloads.video.vlm import localization, segmentation
 from workloads.video.vlm.localization import Localization
 from workloads.video.vlm.model import VideoLanguageModel
 from workloads.video.vlm.segmentation import Segmentation
-from workloads.video.vlm.windows import over_windows
+from workloads.video.vlm.windows import average_windows, over_windows
 
 RED, BLUE, STAR = "a red square slides", "the blue circle blinks", "a star spins"
 RECIPES = {"tea": (RED, BLUE, STAR), "coffee": (STAR, RED)}
@@ -268,3 +269,32 @@ def test_corpora_without_steps_or_recipes_are_told_apart() -> None:
     assert "no recipes" in Localization.lacking(bare)
     full = task_on(Segmentation, [clip], RECIPES).dataset
     assert Segmentation.lacking(full) == Localization.lacking(full) == ""
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 3), st.data())
+def test_an_average_is_the_mean_of_what_windows_say(
+    num_seconds: int, size: int, num_labels: int, data: st.DataObject
+) -> None:
+    starts = window_starts(num_seconds, size, data.draw(st.integers(1, size)))
+    generator = torch_generator(data.draw(st.integers(0, 99)))
+    windows = [
+        torch.randn(min(size, num_seconds - start), num_labels, generator=generator).double()
+        for start in starts
+    ]
+    found = average_windows(windows, starts, num_seconds)
+    assert found.shape == (num_seconds, num_labels)
+    for second in range(num_seconds):
+        said = [
+            window[second - start]
+            for window, start in zip(windows, starts, strict=True)
+            if start <= second < start + size
+        ]
+        torch.testing.assert_close(found[second], torch.stack(said).mean(0))
+
+
+@given(st.integers(1, 30), st.integers(1, 8))
+def test_windows_of_one_sequence_average_to_it(num_seconds: int, size: int) -> None:
+    whole = torch.arange(2.0 * num_seconds).reshape(num_seconds, 2)
+    starts = window_starts(num_seconds, size, max(1, size // 2))
+    windows = [whole[start : start + size] for start in starts]
+    torch.testing.assert_close(average_windows(windows, starts, num_seconds), whole)
