@@ -7,7 +7,6 @@ each is told of once, counted, and read as far as it goes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 
@@ -70,20 +69,6 @@ class FaultLog:
     def counts(self) -> dict[VideoFault, int]:
         """How many files had each fault; those that none had are left out."""
         return {fault: len(self._files[fault]) for fault in VideoFault if self._files.get(fault)}
-
-    def to_json(self) -> dict[str, dict[str, str]]:
-        """By fault and file, what was said of it; `from_json` reads it, as in another process."""
-        return {fault.value: dict(files) for fault, files in self._files.items()}
-
-    def merge(self, others: Iterable[dict[str, dict[str, str]]]) -> None:
-        """Take over what logs of other processes hold, without warning of it again.
-
-        Args:
-            others: Each as `to_json` gave it.
-        """
-        for other in others:
-            for fault, files in other.items():
-                self._files.setdefault(VideoFault(fault), {}).update(files)
 
     def __str__(self) -> str:
         counts = self.counts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from data.video.records import SPLITS, Corpus, Video
 from workloads.video.dataset import VideoDataset, dataset_of
 from workloads.video.options import GIVEN, VideoOptions
 from workloads.video.text import Vocabulary
+
+logger = logging.getLogger("tessera")
 
 
 def load_videos(options: VideoOptions, vocabulary: Vocabulary | None = None) -> VideoDataset:
@@ -56,7 +59,10 @@ def features_for(corpus: Corpus, options: VideoOptions) -> Mapping[str, torch.Te
     encoder = frozen_encoder(options.encoder, cache)
     single = options.seen == "single-frame"
     log = FaultLog()
-    return features_of(corpus, encoder, cache, log=log, single_frame=single)
+    features = features_of(corpus, encoder, cache, log=log, single_frame=single)
+    if log.counts():
+        logger.warning("%s: files that are not as they should be: %s", options.source, log)
+    return features
 
 
 def seen(features: Mapping[str, torch.Tensor], options: VideoOptions) -> Mapping[str, torch.Tensor]:

@@ -406,17 +406,3 @@ def test_requests_without_sense_are_refused(
 def test_sound_at_no_rate_is_refused(films: dict[str, Path]) -> None:
     with pytest.raises(DataError, match="hz=0"):
         read_audio(films["h264.mp4"], 0, 1, 0)
-
-
-def test_logs_of_processes_are_merged(caplog: pytest.LogCaptureFixture) -> None:
-    ours, theirs = FaultLog(), FaultLog()
-    ours.note(VideoFault.ROTATED, Path("a.mp4"))
-    theirs.note(VideoFault.ROTATED, Path("a.mp4"))
-    theirs.note(VideoFault.MISSING, Path("b.mp4"))
-    caplog.clear()
-    ours.merge([theirs.to_json()])
-    ours.note(VideoFault.MISSING, Path("b.mp4"))
-    assert ours.counts() == {VideoFault.MISSING: 1, VideoFault.ROTATED: 1}
-    assert str(ours) == "1 missing, 1 rotated"
-    assert str(FaultLog()) == "every file could be read as it is"
-    assert not caplog.records

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.errors import ConfigError, DataError
-from data.video.faults import FaultLog
+from data.video.faults import FaultLog, VideoFault
 from data.video.records import (
     Alignment,
     Box,
@@ -260,3 +260,21 @@ def test_features_are_made_by_the_configured_encoder(
         "folder": tmp_path / "kept",
         "single": single,
     }
+
+
+def test_faults_of_files_are_counted_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def made(
+        corpus: Corpus, encoder: object, folder: Path, *, log: FaultLog, **_: object
+    ) -> object:
+        for name in ("a.mp4", "b.mp4"):
+            log.note(VideoFault.UNREADABLE, folder / name)
+        log.note(VideoFault.ROTATED, folder / "c.mp4")
+        return {}
+
+    monkeypatch.setattr(loading, "features_of", made)
+    monkeypatch.setattr(loading, "frozen_encoder", lambda name, folder: None)
+    options = VideoOptions(source="shapestory:here", cache=str(tmp_path))
+    assert loading.features_for(Corpus(tmp_path, "corpus", ()), options) == {}
+    assert "2 unreadable, 1 rotated" in caplog.messages[-1]
