@@ -1,10 +1,10 @@
 """Methods of a suite against one of them, seed by seed.
 
 Reads the runs of a suite that ``tessera compare`` has run to its end, and prints for each setting
-and method the primary score on test after the last round, such as accuracy, mean and standard
-deviation over seeds; how far it lies from the reference's, paired by seed, with the 95% interval of
-Student's t; and seconds of client work in a round, of all clients together, the least of all rounds
-and seeds: in others the machine may have done something else.
+and method a score on test after the last round, the primary one if no other is named: mean and
+standard deviation over seeds; how far it lies from the reference's, paired by seed, with the 95%
+interval of Student's t; and seconds of client work in a round, of all clients together, the least
+of all rounds and seeds: in others the machine may have done something else.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Outcome:
     """What is compared of one run.
 
     Attributes:
-        value: Of the primary score on test data after the last round; a share is in [0, 1].
+        value: Of the score on test data after the last round; a share is in [0, 1].
         client_s: Seconds of client work in the round that took least.
     """
 
@@ -41,14 +41,15 @@ class Outcome:
     client_s: float
 
     @classmethod
-    def of(cls, run: LoadedRun) -> Outcome:
-        """Of a complete run."""
+    def of(cls, run: LoadedRun, score: Score) -> Outcome:
+        """Of a complete run that is judged by `score`."""
         final = run.final
         assert final is not None and final.test is not None, "a complete run was judged"
         spent = [record.seconds["client_sum"] for record in run.rounds if record.round > 0]
-        return cls(final.test.primary, min(spent))
+        return cls(final.test.scores[score.name], min(spent))
 
 
+Runs = dict[tuple[str, str], dict[int, LoadedRun]]
 Outcomes = dict[tuple[str, str], dict[int, Outcome]]
 """By setting and method, by seed."""
 
@@ -59,39 +60,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", required=True, metavar="METHOD", help="label of the method to compare with"
     )
+    parser.add_argument(
+        "--score",
+        action="append",
+        metavar="NAME",
+        help="such as median_rank; may be given again, for a table each; default: the primary one",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; returns the exit code."""
     try:
-        found, score = outcomes(arguments.suite)
-        if arguments.reference not in (labels := {method for _, method in found}):
+        runs = complete_runs(arguments.suite)
+        if arguments.reference not in (labels := {method for _, method in runs}):
             told = ", ".join(sorted(labels))
             raise RunError(f"--reference={arguments.reference}: must be one of {told}")
-        print(table(found, arguments.reference, score))
+        tables = [
+            table(outcomes(runs, score), arguments.reference, score)
+            for score in _scores(arguments.score, arguments.reference, runs)
+        ]
+        print("\n\n".join(tables))
     except TesseraError as error:
         print(f"python -m benchmarks paired: {error}", file=sys.stderr)
         return ConfigError.exit_code if isinstance(error, ConfigError) else error.exit_code
     return 0
 
 
-def outcomes(path: Path) -> tuple[Outcomes, Score]:
-    """What came of every run of the suite at `path`, which tunes nothing, and of which score.
+def complete_runs(path: Path) -> Runs:
+    """The runs of the suite at `path`, which tunes nothing.
 
     Raises:
-        TesseraError: The suite cannot be read, or the primary scores of two runs differ.
+        TesseraError: The suite cannot be read.
         RunError: A run is not complete.
     """
-    found: Outcomes = {}
-    runs: list[LoadedRun] = []
+    found: Runs = {}
     for one in read_suite(path).runs:
         looked = one.look()
         if looked.run is None:
             raise RunError(f"{one.name} is {looked.state}; run tessera compare {path} to its end")
-        by_seed = found.setdefault((one.setting, one.method), {})
-        by_seed[one.config.seed] = Outcome.of(looked.run)
-        runs.append(looked.run)
-    return found, judged_by(runs).primary
+        found.setdefault((one.setting, one.method), {})[one.config.seed] = looked.run
+    return found
+
+
+def outcomes(runs: Runs, score: Score) -> Outcomes:
+    """What came of every run that is judged by `score`."""
+    judged = {
+        key: {
+            seed: Outcome.of(run, score)
+            for seed, run in by_seed.items()
+            if score.name in run.scores.names
+        }
+        for key, by_seed in runs.items()
+    }
+    return {key: by_seed for key, by_seed in judged.items() if by_seed}
+
+
+def _scores(names: Sequence[str] | None, reference: str, runs: Runs) -> list[Score]:
+    """Those of these names, or the primary one, of what the reference is judged by."""
+    every = [run for by_seed in runs.values() for run in by_seed.values()]
+    primary = judged_by(every).primary
+    own = [
+        run
+        for (_, method), by_seed in runs.items()
+        if method == reference
+        for run in by_seed.values()
+    ]
+    by_name = {score.name: score for score in judged_by(own)}
+    for name in names or ():
+        if name not in by_name:
+            raise RunError(
+                f"--score={name}: {reference} is judged by {', '.join(by_name)}; name one of them"
+            )
+    return [by_name[name] for name in names] if names else [primary]
 
 
 def table(found: Outcomes, reference: str, score: Score) -> str:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import paired
 from benchmarks.__main__ import main
 from benchmarks.paired import Outcome, half_interval, table
-from core.scores import ACCURACY, Score
+from core.scores import ACCURACY, MACRO_F1, Score
 
 SUITE = """
 seeds = [0, 1]
@@ -66,8 +66,8 @@ def test_runs_of_a_suite_are_read(
     path = tmp_path / "suite.toml"
     path.write_text(SUITE.format(runs=tmp_path / "runs"))
 
-    def asked(reference: str) -> int:
-        words = ["benchmarks", "paired", str(path), "--reference", reference]
+    def asked(reference: str, *more: str) -> int:
+        words = ["benchmarks", "paired", str(path), "--reference", reference, *more]
         monkeypatch.setattr("sys.argv", words)
         return main()
 
@@ -77,8 +77,21 @@ def test_runs_of_a_suite_are_read(
     assert asked("two") == 4
     assert "--reference=two: must be one of one, slow" in capsys.readouterr().err
     assert asked("one") == 0
-    rows = capsys.readouterr().out.splitlines()[2:]
+    first, second, *rows = capsys.readouterr().out.splitlines()
     assert [row.split(" | ")[1] for row in rows] == ["one", "slow"]
-    found, score = paired.outcomes(path)
-    assert score == ACCURACY
+    assert asked("one", "--score", "macro_f1", "--score", "accuracy") == 0
+    f1, accuracy = capsys.readouterr().out.split("\n\n")
+    assert "| test macro-F1, % |" in f1 and accuracy.splitlines() == [first, second, *rows]
+    assert asked("one", "--score", "recall") == 4
+    assert "--score=recall: one is judged by accuracy, macro_f1; name" in capsys.readouterr().err
+    runs = paired.complete_runs(path)
+    for score, value in ((ACCURACY, "accuracy"), (MACRO_F1, "macro_f1")):
+        for key, by_seed in paired.outcomes(runs, score).items():
+            told = {
+                k: r.final.test.scores[value]
+                for k, r in runs[key].items()
+                if r.final and r.final.test
+            }
+            assert {seed: one.value for seed, one in by_seed.items()} == told
+    found = paired.outcomes(runs, ACCURACY)
     assert all(0 < one.client_s < 60 for by_seed in found.values() for one in by_seed.values())

@@ -186,11 +186,12 @@ def test_training_learns_what_it_is_shown() -> None:
     with seeded_globals(0):
         network, heads = Conv3d(), nn.Linear(WIDTH, sum(FACTORS.values()))
     losses = train(network, heads, recipe)
-    uniform = sum(float(np.log(count)) for count in FACTORS.values())
+    weights = [recipe.shape_weight if name == "shape" else 1.0 for name in FACTORS]
+    uniform = sum(w * np.log(count) for w, count in zip(weights, FACTORS.values(), strict=True))
     assert losses[0] == pytest.approx(uniform, rel=0.25)
     _, factors = draw_clips(12, 8, derive_seed(recipe.seed, "clips"))
-    counts = [np.unique(column, return_counts=True)[1] / 12 for column in factors.T.numpy()]
-    entropy = sum(float(-(shares * np.log(shares)).sum()) for shares in counts)
+    shares = [np.unique(column, return_counts=True)[1] / 12 for column in factors.T.numpy()]
+    entropy = -sum(w * (p * np.log(p)).sum() for w, p in zip(weights, shares, strict=True))
     assert np.mean(losses[-10:]) < 0.8 * entropy
 
 
