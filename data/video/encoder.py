@@ -2,8 +2,8 @@
 
 It stands where large systems have a convolutional network trained on a million narrated videos,
 such as S3D (S. Xie et al., "Rethinking Spatiotemporal Feature Learning", ECCV 2018), whose weights
-cannot be had everywhere: a small one of four convolutions, the first two over height and width and
-the last two over time as well, of about a million parameters. ``conv3d-random`` has the weights that it was drawn with.
+cannot be had everywhere: a small one of about a million parameters, two convolutions over height
+and width and two over time as well. ``conv3d-random`` has the weights that it was drawn with.
 ``conv3d-shapestory`` was trained to tell colour, shape and motion of single things that were drawn
 for it and that no corpus holds.
 
