@@ -60,6 +60,10 @@ _SCALING = (
 """Bilinear, and the same to the last bit on every processor."""
 
 
+_THIS_FILE_ALONE = {"protocol_whitelist": "file"}
+"""Some formats are lists of other files and addresses; only the file that is named is meant."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileFacts:
     """What a video file is.
@@ -230,10 +234,7 @@ def _opened(path: Path, log: FaultLog) -> Iterator[InputContainer | None]:
         yield None
         return
     try:
-        # Some formats are lists of other files and addresses; only this file is meant.
-        container = av.open(
-            str(path.resolve()), "r", container_options={"protocol_whitelist": "file"}
-        )
+        container = av.open(str(path.resolve()), "r", container_options=_THIS_FILE_ALONE)
     except (av.FFmpegError, OSError, ValueError) as error:
         log.note(VideoFault.UNREADABLE, path, _told(error))
         yield None
@@ -378,11 +379,16 @@ def _declared_end_s(container: InputContainer, stream: VideoStream | AudioStream
     """Where a track says that it ends, from its own start; else where the file does."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
-    # Matroska and WebM have a track's length among its tags, as hours:minutes:seconds.
+    end_s = None if container.duration is None else container.duration / av.time_base
+    if "matroska" not in container.format.name:
+        return end_s
+    # Matroska and WebM have a track's end among its tags, as hours:minutes:seconds, and tell ends
+    # from time 0, where a track need not start.
     with contextlib.suppress(ValueError):
         hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    return None if container.duration is None else container.duration / av.time_base
+        end_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    begins_s = float((stream.start_time or 0) * (stream.time_base or 0))
+    return None if end_s is None or end_s <= begins_s else end_s - max(0.0, begins_s)
 
 
 def _probe(container: InputContainer, path: Path, log: FaultLog) -> FileFacts | None:
@@ -510,7 +516,8 @@ def _read_clip(
     stamps: list[int] = []
     # From here on `frame` is what is shown until `coming` begins.
     frame, taken, index = None, None, 0
-    for coming in itertools.chain(_frames_before(container, track, wanted[0], seen), [None]):
+    shown = _frames_before(container, path, track, wanted[0], seen)
+    for coming in itertools.chain(shown, [None]):
         while frame is not None and index < len(wanted):
             if coming is not None and _stamp(coming) <= wanted[index]:
                 break
@@ -548,24 +555,37 @@ def _picture(frame: VideoFrame, size: int, path: Path, log: FaultLog) -> npt.NDA
 
 
 def _frames_before(
-    container: InputContainer, track: _Track, wanted: int, seen: _Seen
+    container: InputContainer, path: Path, track: _Track, wanted: int, seen: _Seen
 ) -> Iterator[VideoFrame]:
     """Frames from one that begins by `wanted` on, or else from the first."""
     target, back = wanted, math.ceil(1 / track.tick_s)
-    while True:
-        # A seek goes by the time of decoding, after which a key frame may be shown too late.
-        sought = target > track.first and _seek(container, track.stream, target)
+    while target > track.first and _seek(container, track.stream, target):
         seen.forget()
         frames = _frames(container, track, seen)
         first = next(frames, None)
-        if not sought or (first is not None and _stamp(first) <= wanted):
-            break
+        if first is not None and _stamp(first) <= wanted:
+            yield first
+            yield from frames
+            return
+        # A seek goes by the time of decoding, after which a key frame may be shown too late.
         target, back = target - back, 4 * back
-        if target <= track.first:
-            _seek(container, track.stream, track.first)
-    if first is not None:
-        yield first
-        yield from frames
+    seen.forget()
+    with _from_the_start(path, container, sought=target != wanted) as anew:
+        first_track = _Track.of(anew)
+        if first_track is not None:
+            yield from _frames(anew, first_track, seen)
+
+
+@contextlib.contextmanager
+def _from_the_start(
+    path: Path, container: InputContainer, *, sought: bool
+) -> Iterator[InputContainer]:
+    """A container that nothing was read of; formats without an index cannot seek to their start."""
+    if not sought:
+        yield container
+        return
+    with av.open(str(path.resolve()), "r", container_options=_THIS_FILE_ALONE) as anew:
+        yield anew
 
 
 def _seek(container: InputContainer, stream: VideoStream | AudioStream, tick: int) -> bool:
@@ -634,7 +654,7 @@ def _read_audio(
     count = math.ceil((end_s - start_s) * own_hz) + 2 * margin
     window, seen = _Window(first, np.zeros(count, np.float32)), _Seen()
     begins_s = _begins_s(container, stream)
-    _fill(container, stream, begins_s, window, seen)
+    _fill(container, path, stream, begins_s, window, seen)
     seen.tell(path, log)
     if window.found is None:
         log.note(VideoFault.NO_AUDIO, path, seen.reason or "its audio track holds no sound")
@@ -660,7 +680,12 @@ def _begins_s(container: InputContainer, stream: AudioStream) -> float:
 
 
 def _fill(
-    container: InputContainer, stream: AudioStream, begins_s: float, window: _Window, seen: _Seen
+    container: InputContainer,
+    path: Path,
+    stream: AudioStream,
+    begins_s: float,
+    window: _Window,
+    seen: _Seen,
 ) -> None:
     """Fill a window with what the track has of it."""
     assert stream.time_base is not None
@@ -674,11 +699,14 @@ def _fill(
                 return
         if window.found is not None:
             return
-        _seek(container, stream, start)
         seen.forget()
-    for at, sound in _sounds(container, stream, begins_s, seen):
-        if not window.put(at, sound):
+    with _from_the_start(path, container, sought=lead_s > 0) as anew:
+        same = _audio_stream(anew)
+        if same is None:
             return
+        for at, sound in _sounds(anew, same, begins_s, seen):
+            if not window.put(at, sound):
+                return
 
 
 def _sounds(

@@ -31,11 +31,13 @@ def film(
     stamps_ms: Sequence[int] | None = None,
     rotation: int = 0,
     hflip: bool = False,
+    first_s: int = 0,
     options: dict[str, str] | None = None,
 ) -> Path:
     """A film whose frame i is of brightness 20 + 5 i, but for a white corner at the top left.
 
-    Its sound is a tone of 440 Hz, amplitude 0.5, as long as the film or `sound_s`.
+    Its sound is a tone of 440 Hz, amplitude 0.5, as long as the film or `sound_s`. Both begin at
+    timestamp `first_s`.
     """
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(video, rate=fps)
@@ -54,14 +56,14 @@ def film(
             tone, added.layout = added, "mono"
         for number in range(num_frames):
             frame = av.VideoFrame.from_ndarray(_picture(number), "rgb24")
-            frame.pts = number if stamps_ms is None else stamps_ms[number]
+            frame.pts = (number if stamps_ms is None else stamps_ms[number]) + int(first_s / base)
             frame.time_base = base
             container.mux(stream.encode(frame))
         if tone is not None:
             length_s = num_frames / fps if sound_s is None else sound_s
             samples = sine(0.0, length_s, hz)
             sound = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
-            sound.sample_rate, sound.pts, sound.time_base = hz, 0, Fraction(1, hz)
+            sound.sample_rate, sound.pts, sound.time_base = hz, first_s * hz, Fraction(1, hz)
             as_taken = av.AudioResampler(tone.format.name, "mono", hz)
             for part in (*as_taken.resample(sound), *as_taken.resample(None)):
                 container.mux(tone.encode(part))
