@@ -225,7 +225,7 @@ def frozen_encoder(name: str, folder: Path) -> FrozenEncoder:
         folder: Where its weights are kept, ``NAME-RECIPE.safetensors``.
 
     Raises:
-        DataError: There is no encoder of that name.
+        DataError: There is no encoder of that name, or the folder cannot be written.
     """
     if name not in RECIPES:
         raise DataError(f"encoder {name!r} is none of {', '.join(RECIPES)}")
@@ -235,21 +235,33 @@ def frozen_encoder(name: str, folder: Path) -> FrozenEncoder:
 def encoder_of(name: str, recipe: Recipe, folder: Path) -> FrozenEncoder:
     """As `frozen_encoder`, by a recipe of one's own."""
     path = folder / f"{name}-{recipe.digest[:12]}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{path.name}.lock"):
-        try:
-            return _read(name, recipe, path)
-        except RecordError as error:
-            if path.exists():
-                logger.warning("%s; it is made again", error)
-        if recipe.num_steps:
-            logger.warning(
-                "encoder %s is trained once, which takes some minutes, and kept as %s", name, path
-            )
-        network, accuracy = make(recipe)
-        told = {factor: repr(share) for factor, share in accuracy.items()}
-        write_tensors(path, network.state_dict(), {"recipe": recipe.digest, **told})
+    # It is written whole, so that who only reads it needs no lock, and may not be able to take one.
+    with contextlib.suppress(RecordError):
         return _read(name, recipe, path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{path.name}.lock"):
+            return _read_or_make(name, recipe, path)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written: {error}; name another folder for encoders"
+        ) from error
+
+
+def _read_or_make(name: str, recipe: Recipe, path: Path) -> FrozenEncoder:
+    try:
+        return _read(name, recipe, path)
+    except RecordError as error:
+        if path.exists():
+            logger.warning("%s; it is made again", error)
+    if recipe.num_steps:
+        logger.warning(
+            "encoder %s is trained once, which takes some minutes, and kept as %s", name, path
+        )
+    network, accuracy = make(recipe)
+    told = {factor: repr(share) for factor, share in accuracy.items()}
+    write_tensors(path, network.state_dict(), {"recipe": recipe.digest, **told})
+    return _read(name, recipe, path)
 
 
 def _read(name: str, recipe: Recipe, path: Path) -> FrozenEncoder:

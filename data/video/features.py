@@ -36,8 +36,14 @@ logger = logging.getLogger("tessera")
 
 Features = npt.NDArray[np.float32]
 
+LONGEST_S = 6 * 3600.0
+"""Frames of no longer video or clip are taken: those of as much are 1 GB."""
+
 _TOLD = 3
 """How many names of many are told."""
+
+_LONGEST_NAME = 150
+"""Characters of a name of a file in the folder; file systems take 255 bytes with what is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,10 @@ class FeatureCache:
     def path(self, name: str) -> Path:
         """Where the features of a video are, by the video's name."""
         seen = self.encoder.digest + ("-single-frame" if self.single_frame else "")
-        return self.folder / seen / f"{quote(name, safe=' ')}.npy"
+        quoted = quote(name, safe=" ")
+        if len(quoted) > _LONGEST_NAME:
+            quoted = f"{quoted[:80]}-{hashlib.sha256(name.encode()).hexdigest()}"
+        return self.folder / seen / f"{quoted}.npy"
 
     def read(self, name: str, source: Mapping[str, Any]) -> Features | None:
         """What was kept of a video; None where nothing was, or nothing of use, which is told.
@@ -93,15 +102,24 @@ class FeatureCache:
         return np.asarray(features, np.float32)
 
     def write(self, name: str, features: Features, source: Mapping[str, Any]) -> None:
-        """Keep the features of a video."""
+        """Keep the features of a video.
+
+        Raises:
+            DataError: The folder cannot be written.
+        """
         path, content = self.path(name), io.BytesIO()
         np.save(content, features, allow_pickle=False)
         about = {
             "source": dict(source),
             "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
         }
-        write_whole(path, content.getvalue())
-        write_whole(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
+        try:
+            write_whole(path, content.getvalue())
+            write_whole(path.with_suffix(".json"), (json.dumps(about, indent=2) + "\n").encode())
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be written: {error}; name another folder for features"
+            ) from error
 
 
 def source_of(path: Path, video: Video) -> dict[str, Any]:
@@ -186,6 +204,18 @@ def frames_of(path: Path, video: Video, log: FaultLog) -> npt.NDArray[np.uint8] 
     if facts is None:
         return None
     start_s, end_s = (0.0, facts.duration_s) if video.clip is None else video.clip
+    if end_s - start_s > LONGEST_S:
+        told = f"it is to be read for {end_s - start_s:.6g} s; at most {LONGEST_S:g} s are"
+        log.note(VideoFault.UNREADABLE, path, told)
+        return None
+    if start_s >= facts.duration_s > 0:
+        told = f"its clip starts at {start_s:g} s and it ends after {facts.duration_s:.2f} s"
+        log.note(VideoFault.UNREADABLE, path, told)
+        return None
+    # Annotations are often in whole seconds.
+    if end_s >= facts.duration_s + 1:
+        told = f"its clip ends at {end_s:g} s and it ends after {facts.duration_s:.2f} s"
+        log.note(VideoFault.TRUNCATED, path, told)
     # What is left of a last second shorter than the time between two frames is no second.
     num_frames = max(1, int((end_s - start_s) * FPS + 1e-6))
     end_s = max(end_s, start_s + 1 / FPS)
@@ -255,7 +285,39 @@ def _given(path: Path) -> Features:
             f"{path} has shape {features.shape}; features must have shape (seconds, D), with a "
             "row for each second"
         )
-    if not np.isfinite(features).all():
-        second = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-        raise DataError(f"{path} has a number in second {second} that is not finite")
-    return np.ascontiguousarray(features, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(features, dtype=np.float32)
+    if not np.isfinite(found).all():
+        second = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+        raise DataError(f"{path} has a number in second {second} that is no finite float32")
+    return found
+
+
+def tell_of_lengths(videos: Iterable[Video], features: Mapping[str, torch.Tensor]) -> None:
+    """Warn of videos whose features are longer or shorter than they are said to be.
+
+    What is told of such a video, by its times, is looked for in the wrong place: the file is another
+    cut, or the features are not one a second.
+
+    Args:
+        videos: Those without features, or without a length, are passed over.
+        features: By name, shape (seconds, D).
+    """
+    odd: list[str] = []
+    num_videos = 0
+    for video in videos:
+        expected_s = video.duration_s if video.clip is None else video.clip[1] - video.clip[0]
+        if expected_s is None or video.name not in features:
+            continue
+        num_videos += 1
+        seconds = len(features[video.name])
+        if abs(seconds - expected_s) > 2 + 0.05 * expected_s:
+            odd.append(f"{video.name} (features of {seconds} s, said to be {expected_s:.1f} s)")
+    if odd:
+        logger.warning(
+            "%d of %d videos have features of another length than they are said to be, so that "
+            "what is told of them is looked for at the wrong time: %s",
+            len(odd),
+            num_videos,
+            ", ".join(odd[:_TOLD]) + (", ..." if len(odd) > _TOLD else ""),
+        )

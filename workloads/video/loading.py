@@ -11,7 +11,7 @@ import torch
 from core.errors import ConfigError, DataError, Problem
 from data.video.encoder import frozen_encoder
 from data.video.faults import FaultLog
-from data.video.features import features_of, given_features
+from data.video.features import features_of, given_features, tell_of_lengths
 from data.video.formats.table import read_corpus
 from data.video.records import SPLITS, Corpus, Video
 from workloads.video.dataset import VideoDataset, dataset_of
@@ -51,10 +51,15 @@ def load_videos(options: VideoOptions, vocabulary: Vocabulary | None = None) -> 
 
 def features_for(corpus: Corpus, options: VideoOptions) -> Mapping[str, torch.Tensor]:
     """Frozen features of every readable video, float32, shape (seconds, D)."""
-    names = [video.name for video in corpus.videos]
+    features = _features(corpus, options)
+    tell_of_lengths(corpus.videos, features)
+    return features
+
+
+def _features(corpus: Corpus, options: VideoOptions) -> Mapping[str, torch.Tensor]:
     if options.encoder.startswith(GIVEN):
         folder = Path(options.encoder.removeprefix(GIVEN)).expanduser()
-        return given_features(folder, names)
+        return given_features(folder, [video.name for video in corpus.videos])
     cache = Path(options.cache).expanduser()
     encoder = frozen_encoder(options.encoder, cache)
     single = options.seen == "single-frame"

@@ -11,10 +11,17 @@ import pytest
 import torch
 
 from core.errors import DataError
+from data.video import encoder as encoder_module
 from data.video import features as features_module
 from data.video.encoder import FrozenEncoder, Recipe, encoder_of, frozen_encoder
 from data.video.faults import FaultLog, VideoFault
-from data.video.features import FeatureCache, features_of, frames_of, given_features
+from data.video.features import (
+    FeatureCache,
+    features_of,
+    frames_of,
+    given_features,
+    tell_of_lengths,
+)
 from data.video.records import Corpus, Video
 from tests.unit.data.video.films import cut, film
 
@@ -99,6 +106,41 @@ def test_of_a_clip_only_that_is_read(
     assert part.shape == (2, 512)
     np.testing.assert_array_equal(part.numpy(), encoder.encode(frames))
     assert np.abs(whole[1:3].numpy() - part.numpy()).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("clip", "fault", "told", "num_frames"),
+    [
+        ((4.0, 6.0), VideoFault.UNREADABLE, "its clip starts at 4 s and it ends after 4.00 s", 0),
+        ((1.0, 1e300), VideoFault.UNREADABLE, "to be read for 1e+300 s; at most 21600 s", 0),
+        ((3.0, 6.0), VideoFault.TRUNCATED, "its clip ends at 6 s and it ends after 4.00 s", 12),
+        ((3.0, 4.5), None, "", 6),
+    ],
+)
+def test_clips_that_are_not_in_their_file_are_told_of(
+    corpus: Corpus,
+    clip: tuple[float, float],
+    fault: VideoFault | None,
+    told: str,
+    num_frames: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, video = FaultLog(), dataclasses.replace(corpus.videos[0], clip=clip)
+    frames = frames_of(corpus.root / video.path, video, log)
+    assert (0 if frames is None else len(frames)) == num_frames
+    assert log.counts() == ({fault: 1} if fault else {})
+    assert told in caplog.text
+
+
+def test_a_file_that_says_that_it_lasts_for_days_is_told_of(tmp_path: Path) -> None:
+    """Frames for all of that would fill any memory."""
+    path = film(tmp_path / "days.mkv", audio=None)
+    content = path.read_bytes()
+    assert content.count(b"00:00:04.0") == 1
+    path.write_bytes(content.replace(b"00:00:04.0", b"99:00:04.0"))
+    log = FaultLog()
+    assert frames_of(path, Video("days", "days.mkv", "train"), log) is None
+    assert log.counts() == {VideoFault.UNREADABLE: 1, VideoFault.TRUNCATED: 1}
 
 
 def test_what_was_kept_is_not_made_again(
@@ -218,6 +260,64 @@ def test_names_stay_within_the_folder(encoder: FrozenEncoder, tmp_path: Path) ->
     np.testing.assert_array_equal(kept, features)
 
 
+def test_a_long_name_is_that_of_a_file_all_the_same(
+    encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    """Each of these signs is one character, and nine in an address."""
+    cache, one, other = FeatureCache(tmp_path, encoder), "猫" * 60, "猫" * 59 + "犬"
+    for number, name in enumerate((one, other)):
+        cache.write(name, np.full((1, 512), number, np.float32), {})
+    for number, name in enumerate((one, other)):
+        kept = cache.read(name, {})
+        assert kept is not None and (kept == number).all()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    encoder: FrozenEncoder, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written.*another folder"):
+        FeatureCache(tmp_path / "file", encoder).write("a", np.zeros((1, 512), np.float32), {})
+    with pytest.raises(DataError, match="cannot be written.*another folder"):
+        frozen_encoder("conv3d-random", tmp_path / "file")
+
+
+def test_an_encoder_that_is_there_is_read_where_no_lock_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as in a folder that many machines may read and none may write."""
+    made = frozen_encoder("conv3d-random", tmp_path)
+
+    def no_lock(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(encoder_module, "FileLock", no_lock)
+    assert frozen_encoder("conv3d-random", tmp_path).digest == made.digest
+    with pytest.raises(DataError, match="cannot be written"):
+        frozen_encoder("conv3d-random", tmp_path / "other")
+
+
+def test_features_of_another_length_than_the_video_are_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    videos = [
+        Video("whole", "", "train", duration_s=99.2),
+        Video("half", "", "train", duration_s=100.0),
+        Video("clip", "", "train", duration_s=500.0, clip=(20.0, 120.0)),
+        Video("unknown", "", "train"),
+        Video("gone", "", "train", duration_s=5.0),
+    ]
+    seconds = {"whole": 100, "half": 50, "clip": 100, "unknown": 7}
+    features = {name: torch.zeros(number, 2) for name, number in seconds.items()}
+    tell_of_lengths(videos, features)
+    (told,) = caplog.messages
+    assert told.startswith("1 of 3 videos")
+    assert told.endswith("half (features of 50 s, said to be 100.0 s)")
+    caplog.clear()
+    tell_of_lengths([videos[0], videos[2]], features)
+    assert not caplog.messages
+
+
 def test_a_corpus_of_which_nothing_can_be_read_is_refused(
     corpus: Corpus, encoder: FrozenEncoder, tmp_path: Path
 ) -> None:
@@ -259,6 +359,7 @@ def test_given_features_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         (np.zeros((2, 4), np.int64), "int64"),
         (np.array([[1.0, np.nan], [0.0, 0.0]]), "in second 0"),
         (np.array([[1.0, 2.0], [0.0, np.inf]]), "in second 1"),
+        (np.array([[1.0, 2.0], [0.0, 1e39]]), "in second 1"),
         (np.array([[{}]], dtype=object), "cannot|can be read"),
         (b"no array", "can be read"),
         (b"", "can be read"),
