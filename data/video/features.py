@@ -296,8 +296,8 @@ def _given(path: Path) -> Features:
 def tell_of_lengths(videos: Iterable[Video], features: Mapping[str, torch.Tensor]) -> None:
     """Warn of videos whose features are longer or shorter than they are said to be.
 
-    What is told of such a video, by its times, is looked for in the wrong place: the file is another
-    cut, or the features are not one a second.
+    What is told of such a video, by its times, is looked for in the wrong place: the file is
+    another cut, or the features are not one a second.
 
     Args:
         videos: Those without features, or without a length, are passed over.

@@ -4,7 +4,8 @@ What a model may be given or judged by are a video's own fields: its file, what 
 events, captions, questions and moments. What only a generator knows of it lies in `Gold`, apart, so
 that code which makes inputs never comes near it.
 
-All times are seconds from the start of the video; a span is ``(start_s, end_s)``.
+All times are seconds from the start of the video's file, also where only a clip of it is meant
+(`Video.of_clip` has them from the start of that); a span is ``(start_s, end_s)``.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from core.errors import DataError
 from core.records import write_whole
@@ -54,6 +55,9 @@ class Utterance:
 
     span: Span
     text: str
+
+
+_Timed = TypeVar("_Timed", Event, Utterance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +209,44 @@ class Video:
     audio_hz: int | None = None
     sha256: str = ""
     gold: Gold | None = None
+
+    def of_clip(self) -> Video:
+        """The same with times from the start of its clip, and with what lies in that alone.
+
+        Spans are cut to the clip. Saliency, which counts clips of two seconds from the start of the
+        file, is left out. A video without a clip is given back as it is.
+        """
+        if self.clip is None:
+            return self
+        first_s, last_s = self.clip
+
+        def moved(span: Span) -> Span | None:
+            start_s, end_s = max(span[0], first_s), min(span[1], last_s)
+            return (start_s - first_s, end_s - first_s) if start_s < end_s else None
+
+        def within(things: Sequence[_Timed]) -> tuple[_Timed, ...]:
+            spans = [moved(thing.span) for thing in things]
+            pairs = zip(things, spans, strict=True)
+            return tuple(replace(thing, span=span) for thing, span in pairs if span)
+
+        moments = []
+        for moment in self.moments:
+            spans = tuple(span for span in map(moved, moment.spans) if span)
+            if spans:
+                moments.append(Moment(moment.name, moment.query, spans))
+        questions = [
+            question if question.span is None else replace(question, span=moved(question.span))
+            for question in self.questions
+            if question.span is None or moved(question.span)
+        ]
+        return replace(
+            self,
+            duration_s=last_s - first_s,
+            narration=within(self.narration),
+            events=within(self.events),
+            questions=tuple(questions),
+            moments=tuple(moments),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As a line of the manifest holds it; a box is a list of its five numbers."""

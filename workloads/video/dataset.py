@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,15 +21,18 @@ class Clip:
     """A video without what only a generator knows, with its frozen features.
 
     Attributes:
-        video: The record; its `gold` is None.
+        record: As the source has it; its `gold` is None.
         features: One row for each second, float32, shape (seconds, D), on the CPU.
+        video: The record with times that are those of the rows: from the start of its clip.
     """
 
-    video: Video
+    record: Video
     features: torch.Tensor
+    video: Video = field(init=False)
 
     def __post_init__(self) -> None:
-        assert self.video.gold is None, "gold labels never come near a model's input"
+        assert self.record.gold is None, "gold labels never come near a model's input"
+        object.__setattr__(self, "video", self.record.of_clip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class VideoDataset:
 
 
 def _digest(clip: Clip) -> bytes:
-    digest = hashlib.sha256(json.dumps(clip.video.to_json(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(clip.record.to_json(), sort_keys=True).encode())
     digest.update(clip.features.contiguous().numpy().tobytes())
     return digest.digest()
 
@@ -178,5 +181,5 @@ def _without_gold(video: Video) -> Video:
 def on_device(clips: Sequence[Clip], device: torch.device) -> VideoExamples:
     """The videos with their features on `device`."""
     return VideoExamples(
-        tuple(Clip(clip.video, clip.features.to(device)) for clip in clips), device
+        tuple(Clip(clip.record, clip.features.to(device)) for clip in clips), device
     )

@@ -153,7 +153,7 @@ class Vlm(Workload, OwnData):
         options = self.config.section(VideoOptions)
         given = options.encoder.startswith(GIVEN)
         features = Path(options.encoder.removeprefix(GIVEN)).expanduser() if given else None
-        train = [clip.video for clip in self.dataset.splits["train"]]
+        train = [clip.record for clip in self.dataset.splits["train"]]
         corpus = Corpus(self.dataset.root, self.dataset.name, (), self.dataset.recipes)
         return [
             write_share(

@@ -260,9 +260,7 @@ def test_names_stay_within_the_folder(encoder: FrozenEncoder, tmp_path: Path) ->
     np.testing.assert_array_equal(kept, features)
 
 
-def test_a_long_name_is_that_of_a_file_all_the_same(
-    encoder: FrozenEncoder, tmp_path: Path
-) -> None:
+def test_a_long_name_is_that_of_a_file_all_the_same(encoder: FrozenEncoder, tmp_path: Path) -> None:
     """Each of these signs is one character, and nine in an address."""
     cache, one, other = FeatureCache(tmp_path, encoder), "猫" * 60, "猫" * 59 + "犬"
     for number, name in enumerate((one, other)):
@@ -272,13 +270,11 @@ def test_a_long_name_is_that_of_a_file_all_the_same(
         assert kept is not None and (kept == number).all()
 
 
-def test_a_folder_that_cannot_be_written_is_refused(
-    encoder: FrozenEncoder, tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(encoder: FrozenEncoder, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be written.*another folder"):
+    with pytest.raises(DataError, match=r"cannot be written.*another folder"):
         FeatureCache(tmp_path / "file", encoder).write("a", np.zeros((1, 512), np.float32), {})
-    with pytest.raises(DataError, match="cannot be written.*another folder"):
+    with pytest.raises(DataError, match=r"cannot be written.*another folder"):
         frozen_encoder("conv3d-random", tmp_path / "file")
 
 

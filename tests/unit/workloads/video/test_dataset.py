@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from workloads.video import loading
 from workloads.video.dataset import Clip, VideoDataset, on_device, texts_of
 from workloads.video.loading import load_videos
 from workloads.video.options import VideoOptions
+from workloads.video.vlm.segmentation import step_of_seconds
 
 GOLD = Gold(
     objects=((GoldObject("square", "red", "spins", (Box(0.0, 1.0, 2.0, 3.0, 4.0),)),),),
@@ -278,3 +280,23 @@ def test_faults_of_files_are_counted_in_one_line(
     options = VideoOptions(source="shapestory:here", cache=str(tmp_path))
     assert loading.features_for(Corpus(tmp_path, "corpus", ()), options) == {}
     assert "2 unreadable, 1 rotated" in caplog.messages[-1]
+
+
+def test_what_is_told_of_a_clip_is_told_by_its_features_seconds(tmp_path: Path) -> None:
+    """COIN's tasks start within their videos; row 0 is of their first second, not of the file's."""
+    annotation = [{"id": "1", "label": "boil", "segment": [12.0, 14.0]}]
+    entry = {"class": "Tea", "duration": 40.0, "start": 10.0, "end": 16.0, "annotation": annotation}
+    subsets = {"a": "training", "b": "validation", "c": "testing"}
+    database = {name: {**entry, "subset": subset} for name, subset in subsets.items()}
+    (tmp_path / "COIN.json").write_text(json.dumps({"database": database}))
+    (tmp_path / "features").mkdir()
+    for name in subsets:
+        np.save(tmp_path / "features" / f"{name}.npy", np.eye(6))
+    found = load_videos(
+        options_of([f"video.source=coin:{tmp_path}", f"video.encoder=given:{tmp_path}/features"])
+    )
+    (clip,) = found.splits["train"]
+    assert step_of_seconds(clip) == ["", "", "boil", "boil", "", ""]
+    assert clip.record.events[0].span == (12.0, 14.0)
+    (moved,) = on_device([clip], torch.device("cpu")).clips
+    assert moved.video == clip.video and moved.record == clip.record
