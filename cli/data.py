@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -66,7 +67,7 @@ def make_shapestory(
     The same options give the same bytes. A corpus that was cut off is finished, with its files
     kept. Beside the manifest, annotations/ holds it in the formats of public data sets.
     """
-    from data.video.formats.table import export_all
+    from data.video.formats.table import GENERATED, export_all
     from data.video.shapestory.make import SIZES, Recipe, make_corpus
     from data.video.shapestory.script import Narrating
 
@@ -94,11 +95,12 @@ def make_shapestory(
     exports = export_all(corpus, root / "annotations")
     counts = {split: len(corpus.of_split(split)) for split in ("train", "validation", "test")}
     clients = max(1, min(10, counts["train"] // 12))
+    source = shlex.quote(f"video.source={GENERATED}:{folder}")
     text = (
         f"{root}: {len(corpus.videos)} videos ({counts['train']} train, {counts['validation']} "
         f"validation, {counts['test']} test)\n"
         f"  tessera run workload=vlm strategy=fedavg partition.clients={clients} "
-        f"train.optimizer=adam train.learning-rate=0.001 video.source=shapestory:{folder}\n"
+        f"train.optimizer=adam train.learning-rate=0.001 {source}\n"
     )
     value = {"folder": str(root), **counts, "exports": [str(path) for path in exports]}
     return Outcome(text, value)

@@ -49,6 +49,10 @@ FPS, SIZE_PX, AUDIO_HZ = 4.0, 64, 8_000
 WEBM_EVERY = 10
 FADE_FRAMES = 2
 IN_THE_MAKING = "making.json"
+LONGEST_DELAY_S = 3600
+"""More than any video lasts."""
+HIGHEST_SNR_DB = 200
+"""More than floating point tells apart."""
 
 Oddity = Literal["no-sound", "variable-rate", "rotated", "truncated", "corrupt"]
 ODDITIES: tuple[Oddity, ...] = ("no-sound", "variable-rate", "rotated", "truncated", "corrupt")
@@ -100,8 +104,19 @@ class Recipe:
                 )
             ),
             (
-                self.narrating.delay_std_s >= 0,
-                f"delay-std={self.narrating.delay_std_s:g}: must be at least 0",
+                0 <= self.narrating.delay_std_s <= LONGEST_DELAY_S,
+                f"delay-std={self.narrating.delay_std_s:g}: must be from 0 to {LONGEST_DELAY_S} "
+                "seconds",
+            ),
+            (
+                abs(self.narrating.delay_mean_s) <= LONGEST_DELAY_S,
+                f"delay-mean={self.narrating.delay_mean_s:g}: must be from -{LONGEST_DELAY_S} to "
+                f"{LONGEST_DELAY_S} seconds",
+            ),
+            (
+                abs(self.narrating.snr_db) <= HIGHEST_SNR_DB,
+                f"snr={self.narrating.snr_db:g}: must be from -{HIGHEST_SNR_DB} to "
+                f"{HIGHEST_SNR_DB} decibels",
             ),
         ]
         for holds, rule in rules:
@@ -136,10 +151,14 @@ def make_corpus(
         made: Called after every video.
 
     Raises:
-        DataError: The folder holds something else.
+        DataError: The folder holds something else, or cannot be written.
     """
     _refuse_other(recipe, root)
-    write_whole(root / IN_THE_MAKING, (json.dumps(recipe.made_with(), indent=2) + "\n").encode())
+    making = (json.dumps(recipe.made_with(), indent=2) + "\n").encode()
+    try:
+        write_whole(root / IN_THE_MAKING, making)
+    except OSError as error:
+        raise DataError(f"{root} cannot be written: {error}; name another folder") from error
     world = make_world(recipe.seed)
     videos = []
     with _mapped(workers) as mapped:
@@ -158,7 +177,8 @@ def make_corpus(
     }
     corpus = Corpus(root, NAME, tuple(videos), recipes, about)
     corpus.write()
-    (root / IN_THE_MAKING).unlink()
+    # Another process may be making the same.
+    (root / IN_THE_MAKING).unlink(missing_ok=True)
     return corpus
 
 

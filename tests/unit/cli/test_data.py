@@ -43,6 +43,23 @@ def test_the_command_that_it_tells_is_one(made: tuple[Path, str]) -> None:
     assert f"video.source=shapestory:{folder}" in words
 
 
+def test_the_command_that_it_tells_is_one_in_a_folder_with_spaces(tmp_path: Path) -> None:
+    folder = tmp_path / "my videos"
+    few = ["--train", "1", "--validation", "1", "--test", "1", "--no-odd-files"]
+    result = RUNNER.invoke(app, ["data", "make-shapestory", str(folder), *few])
+    words = shlex.split(result.stdout.splitlines()[-1])
+    assert f"video.source=shapestory:{folder}" in words
+
+
+@pytest.mark.parametrize("words", [["--snr", "nan"], ["--delay-mean", "inf"], ["--test", "-1"]])
+def test_what_is_refused_leaves_nothing_behind(words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    result = RUNNER.invoke(app, ["data", "make-shapestory", str(folder), *FEW, *words])
+    assert result.exit_code != 0
+    assert "must be" in result.output or "must be" in str(result.exception)
+    assert not folder.exists()
+
+
 def test_made_again_it_is_told_as_json(made: tuple[Path, str]) -> None:
     folder, _ = made
     result = RUNNER.invoke(app, ["data", "make-shapestory", str(folder), *FEW, "--json"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import av
@@ -69,6 +70,27 @@ def test_a_video_does_not_depend_on_how_many_there_are(corpus: Corpus, tmp_path:
     assert video(fewer, "train-00001") == video(corpus, "train-00001")
 
 
+@pytest.mark.parametrize("snr_db", [-200.0, 200.0])
+def test_sound_at_the_edge_of_what_is_taken_can_be_made(snr_db: float, tmp_path: Path) -> None:
+    narrating = Narrating(snr_db=snr_db, delay_mean_s=3600.0, delay_std_s=3600.0)
+    recipe = Recipe(train=1, validation=1, test=1, odd_files=False, narrating=narrating)
+    made = make_corpus(recipe, tmp_path / "made")
+    for one in made.videos:
+        assert one.duration_s is not None
+        for utterance in one.narration:
+            assert 0 <= utterance.span[0] <= utterance.span[1] <= one.duration_s
+
+
+def test_two_processes_may_make_the_same(tmp_path: Path) -> None:
+    """The other one ended first, and took the mark of the making with it."""
+    recipe, root = Recipe(train=1, validation=1, test=1, odd_files=False), tmp_path / "made"
+
+    def other() -> None:
+        (root / "making.json").unlink(missing_ok=True)
+
+    assert make_corpus(recipe, root, made=other) == Corpus.read(root)
+
+
 def test_another_seed_gives_another_corpus(corpus: Corpus, tmp_path: Path) -> None:
     other = make_corpus(
         Recipe(seed=1, train=1, validation=1, test=1, odd_files=False), tmp_path / "other"
@@ -102,8 +124,7 @@ def test_files_show_and_sound_as_they_were_made(corpus: Corpus, name: str) -> No
                     if inside and len(objects) == 1:
                         pixel = frames[round(box.time_s * 4)][int(row), int(column)]
                         errors.append(np.abs(pixel.astype(int) - COLORS[thing.color]).mean())
-    if errors:
-        assert np.median(errors) < 30
+    assert errors and np.median(errors) < 30
 
 
 def test_odd_files_are_odd(corpus: Corpus) -> None:
@@ -161,6 +182,8 @@ def test_folders_of_something_else_are_refused(corpus: Corpus, tmp_path: Path) -
         make_corpus(SMALL, tmp_path)
     with pytest.raises(DataError, match="is a file"):
         make_corpus(SMALL, tmp_path / "notes.txt")
+    with pytest.raises(DataError, match=r"cannot be written.*another folder"):
+        make_corpus(SMALL, tmp_path / "notes.txt" / "below")
 
 
 @pytest.mark.parametrize(
@@ -171,6 +194,11 @@ def test_folders_of_something_else_are_refused(corpus: Corpus, tmp_path: Path) -
         ({"seed": -1}, "seed=-1: must be from 0"),
         ({"narrating": Narrating(noise=(0.5, 1.5))}, "narration-noise=1.5: must be a share"),
         ({"narrating": Narrating(drop=2)}, "drop=2: must be a probability"),
+        ({"narrating": Narrating(delay_mean_s=math.nan)}, "delay-mean=nan: must be from -3600"),
+        ({"narrating": Narrating(delay_mean_s=-math.inf)}, "delay-mean=-inf: must be from -3600"),
+        ({"narrating": Narrating(delay_std_s=math.inf)}, "delay-std=inf: must be from 0 to 3600"),
+        ({"narrating": Narrating(snr_db=math.nan)}, "snr=nan: must be from -200"),
+        ({"narrating": Narrating(snr_db=1e5)}, r"snr=100000: must be from -200 to 200"),
     ],
 )
 def test_bad_recipes_are_refused(changes: dict[str, object], rule: str) -> None:
