@@ -327,8 +327,13 @@ class Corpus:
         if hashlib.sha256(content).hexdigest() != description.get("manifest_sha256"):
             raise DataError(f"{root / MANIFEST} is not the one that was written; {way_out}")
         videos = tuple(Video.from_json(json.loads(line)) for line in content.splitlines())
-        recipes = {topic: tuple(steps) for topic, steps in description["recipes"].items()}
-        return cls(root, description["name"], videos, recipes, description["made_with"])
+        try:
+            recipes = {topic: tuple(steps) for topic, steps in description["recipes"].items()}
+            return cls(root, description["name"], videos, recipes, description["made_with"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{root / DESCRIPTION} lacks something: {type(error).__name__}: {error}; {way_out}"
+            ) from error
 
 
 def _span(value: Any) -> Span:

@@ -111,13 +111,12 @@ def _video(entry: Entry, name: str, files: VideoFiles, split: Split, defects: De
     events = []
     for number, (time, sentence) in enumerate(zip(times, sentences, strict=True)):
         place = f"{entry}, sentences[{number}]"
-        if not isinstance(sentence, str):
-            raise entry.refused(f"sentences[{number}]={sentence!r} must be a text")
+        caption = entry.as_text(f"sentences[{number}]", sentence)
         told = entry.as_span(f"timestamps[{number}]", time)
-        if not clean(sentence):
+        if not caption:
             defects.count(_BLANK, place)
         elif (span := defects.mended(told, duration_s, place)) is not None:
-            events.append(Event(span, clean(sentence)))
+            events.append(Event(span, caption))
     return Video(
         name=name,
         path=files.path_of(name),

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,28 @@ from core.errors import DataError
 from core.records import write_whole
 from data.video.records import Span, Split
 
+_HALF_A_SIGN = re.compile("[\ud800-\udfff]")
+
 AS_PUBLISHED = "restore the file as it was published, or mend or remove this entry"
 
 
 def clean(text: str) -> str:
     """The same words with single spaces and none around them."""
     return " ".join(text.split())
+
+
+class _TwiceError(ValueError):
+    """A name stands twice in one JSON object."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names differ; of equal ones, JSON's readers keep the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _TwiceError(f"{twice!r} stands twice in one object")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +59,8 @@ class Entry:
     fields: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return f"{self.file}, {self.place}" if self.place else str(self.file)
+        told = f"{self.file}, {self.place}" if self.place else str(self.file)
+        return told.encode(errors="backslashreplace").decode()
 
     def refused(self, rule: str, way_out: str = AS_PUBLISHED) -> DataError:
         """The error that says where, what is wrong and what to do."""
@@ -67,8 +85,18 @@ class Entry:
         value = self.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
+        return self.as_text(key, value)
+
+    def as_text(self, key: str, value: Any) -> str:
+        """`value` as a text, cleaned.
+
+        Raises:
+            DataError: It is something else, or holds half of a sign.
+        """
         if not isinstance(value, str):
             raise self.refused(f"{key}={value!r} must be a text")
+        if _HALF_A_SIGN.search(value):
+            raise self.refused(f"{key}={value!r} holds half of a sign, which no file can hold")
         return clean(value)
 
     def text_or(self, key: str, otherwise: str) -> str:
@@ -89,6 +117,7 @@ class Entry:
         Raises:
             DataError: It cannot.
         """
+        name = self.as_text("name", name)
         if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
             raise self.refused(f"{name!r} cannot be a video's name; a name is that of its file")
         return name
@@ -246,7 +275,9 @@ def read_lines(path: Path) -> Iterator[tuple[Entry, str]]:
 
 def _parsed(place: Entry, text: str) -> Entry:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once)
+    except _TwiceError as error:
+        raise place.refused(f"{error}", "keep one of them") from error
     except (ValueError, RecursionError) as error:
         raise place.refused(f"is not JSON: {error}") from error
     if not isinstance(value, dict):

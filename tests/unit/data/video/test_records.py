@@ -1,10 +1,15 @@
-"""Records: times of a clip are from its start."""
+"""Records: times of a clip are from its start, and what is damaged is told."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
-from data.video.records import Event, Moment, Question, Utterance, Video
+import pytest
+
+from core.errors import DataError
+from data.video.records import Corpus, Event, Moment, Question, Utterance, Video
 
 WHOLE = Video(
     name="one",
@@ -54,3 +59,14 @@ def test_times_of_a_clip_are_from_its_start_and_within_it() -> None:
 def test_a_video_without_a_clip_is_as_it_is() -> None:
     plain = replace(WHOLE, clip=None)
     assert plain.of_clip() is plain
+
+
+@pytest.mark.parametrize("key", ["recipes", "name", "made_with"])
+def test_a_description_that_lacks_something_is_refused(key: str, tmp_path: Path) -> None:
+    Corpus(tmp_path, "own", (WHOLE,)).write()
+    path = tmp_path / "corpus.json"
+    description = json.loads(path.read_text())
+    del description[key]
+    path.write_text(json.dumps(description))
+    with pytest.raises(DataError, match=f"lacks something: KeyError: '{key}'; make the corpus"):
+        Corpus.read(tmp_path)

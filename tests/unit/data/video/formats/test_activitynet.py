@@ -115,6 +115,30 @@ def test_contradictions_are_refused(tmp_path: Path, entry: object, text: str) ->
         activitynet.read(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ('{"v": {"duration": 3}, "v": {"duration": 4}}', "'v' stands twice in one object; keep"),
+        ('{"v": {"duration": 3, "duration": 4}}', "'duration' stands twice in one object"),
+        (
+            '{"v": {"duration": 3, "timestamps": [[0, 1]], "sentences": ["\\ud83d"]}}',
+            "holds half of a sign",
+        ),
+        (
+            '{"v\\udc00": {"duration": 3, "timestamps": [], "sentences": []}}',
+            "holds half of a sign",
+        ),
+    ],
+)
+def test_what_json_readers_pass_over_is_refused(tmp_path: Path, text: str, rule: str) -> None:
+    """Of two entries of a name the last counts, and half a sign is text until it is written."""
+    write(tmp_path / "train.json", text)
+    with pytest.raises(DataError, match=rule) as refused:
+        activitynet.read(tmp_path, tmp_path)
+    assert str(tmp_path / "train.json") in str(refused.value)
+    str(refused.value).encode()
+
+
 def test_a_training_video_is_for_nothing_else(tmp_path: Path) -> None:
     for name in ("train.json", "val_2.json"):
         write(tmp_path / name, {"v": told(10, (0, 4, "A man runs."))})
