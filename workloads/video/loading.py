@@ -14,6 +14,7 @@ from data.video.faults import FaultLog
 from data.video.features import features_of, given_features, tell_of_lengths
 from data.video.formats.table import read_corpus
 from data.video.records import SPLITS, Corpus, Video
+from data.video.splits import with_all_splits
 from workloads.video.dataset import VideoDataset, dataset_of
 from workloads.video.options import GIVEN, VideoOptions
 from workloads.video.text import Vocabulary
@@ -22,7 +23,7 @@ logger = logging.getLogger("tessera")
 
 
 def load_videos(options: VideoOptions, vocabulary: Vocabulary | None = None) -> VideoDataset:
-    """Read the corpus and its features.
+    """Read the corpus and its features. Splits that it lacks are held out of its training videos.
 
     Args:
         options: The ``video`` section.
@@ -32,13 +33,15 @@ def load_videos(options: VideoOptions, vocabulary: Vocabulary | None = None) -> 
         DataError: The corpus or its features are missing or unfit.
         ConfigError: Strata are asked for that the corpus does not tell.
     """
-    corpus = read_corpus(options.source)
-    features = seen(features_for(corpus, options), options)
+    as_published = read_corpus(options.source)
+    features = seen(features_for(as_published, options), options)
+    corpus = with_all_splits(as_published, features)
     missing = [split for split in SPLITS if not _of_split(corpus, features, split)]
     if missing:
         raise DataError(
             f"video.source={options.source} holds no readable {missing[0]} video; each of "
-            f"{', '.join(SPLITS)} needs some"
+            f"{', '.join(SPLITS)} needs some; see to its files, or take its list out of the "
+            "annotations, so that videos are held out for it"
         )
     return dataset_of(
         corpus,

@@ -162,6 +162,26 @@ def test_a_split_of_which_no_video_can_be_read_is_refused(
         load_videos(options_of([keys[0], encoder]))
 
 
+def test_a_data_set_published_without_a_split_drops_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """COIN has no validation videos."""
+    annotation = [{"id": "1", "label": "boil", "segment": [1.0, 3.0]}]
+    entry = {"class": "Tea", "duration": 4.0, "annotation": annotation}
+    subsets = {f"v{i}": "training" if i < 20 else "testing" for i in range(25)}
+    database = {name: {**entry, "subset": subset} for name, subset in subsets.items()}
+    (tmp_path / "COIN.json").write_text(json.dumps({"database": database}))
+    (tmp_path / "features").mkdir()
+    for name in subsets:
+        np.save(tmp_path / "features" / f"{name}.npy", np.eye(4))
+    keys = [f"video.source=coin:{tmp_path}", f"video.encoder=given:{tmp_path}/features"]
+    found = load_videos(options_of(keys))
+    assert found.num_examples == {"train": 18, "validation": 2, "test": 5}
+    assert len(found.train_labels) == 18
+    assert "2 of 20 training videos are for validation" in caplog.text
+    assert load_videos(options_of(keys)).sha256() == found.sha256()
+
+
 def test_nothing_is_seen_of_a_video_where_sight_is_none(
     keys: list[str], loaded: VideoDataset
 ) -> None:
