@@ -8,6 +8,8 @@ personal (``groups.personal=heads``).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -348,6 +350,18 @@ class Vlm(Workload, OwnData):
         mine = {group for task in tasks for group in BY_NAME[task].own_entries}
         others = {group for task in self.options.all_tasks for group in BY_NAME[task].own_entries}
         return not any(is_in(entry, group) for group in others - mine)
+
+    def numbering(self) -> Mapping[str, str]:
+        """Words by the vocabulary, places by how long videos may be, labels by the steps."""
+        dataset = self.dataset
+        words = f"the vocabulary {dataset.vocabulary.sha256[:12]}"
+        steps = hashlib.sha256(json.dumps(dataset.steps).encode()).hexdigest()[:12]
+        return {
+            "encoder.embeddings.word_embeddings": words,
+            "encoder.embeddings.position_embeddings": f"vlm.max-video={self.options.max_video}",
+            "lm.bias": words,
+            "heads.segmentation": f"the steps {steps}",
+        }
 
     def measures(self, partition_id: int) -> tuple[str, ...]:
         """Means over the round's steps of what its tasks measure."""

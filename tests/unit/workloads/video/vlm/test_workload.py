@@ -13,11 +13,13 @@ import torch
 
 from core.config import parse_assignments
 from core.errors import ConfigError
+from core.groups import is_in
 from core.parameters import ParameterVector, weights_of
 from core.seeds import derive_seed, seeded_globals, torch_generator
 from core.wire import Record
 from data.video.records import Corpus, Event, Video
 from pairing.configuration import parse_config
+from server.checkpoint import Checkpoint
 from server.preparation import prepare
 from strategies.base import ClientTask, ServerState, ServerTask
 from strategies.centralized import Centralized
@@ -349,3 +351,49 @@ def test_one_clients_round_is_the_central_step_on_the_same_batch(
     assert client.objective.metrics() == {
         name: value for name, value in expected.metrics.items() if name != "train_loss"
     }
+
+
+def test_weights_of_another_vocabulary_are_refused_whatever_their_shapes(tmp_path: Path) -> None:
+    """Two corpora have the same words, the one more often this and the other that."""
+    videos = some_videos(train=(EVENT,), validation=(EVENT,), test=(EVENT,))
+    corpora = [
+        handmade_corpus(
+            tmp_path / said,
+            [dataclasses.replace(video, paragraph=said) for video in videos],
+            {"tea": (STEP,)},
+        )
+        | {"partition.scheme": "iid"}
+        for said in ("tea tea milk", "milk milk tea")
+    ]
+    one, other = (opened(corpus, "segmentation,captioning") for corpus in corpora)
+    model = one.build_model(0)
+    shapes = [
+        {n: v.shape for n, v in m.state_dict().items()} for m in (model, other.build_model(0))
+    ]
+    assert shapes[0] == shapes[1]
+    assert all(any(is_in(name, group) for name in shapes[0]) for group in one.numbering())
+    start = tmp_path / "start.safetensors"
+    Checkpoint(1, ServerState(weights_of(model)), {}, 0).write(start, "run", one.numbering())
+    keys = {**TINY, **BEAMS, "vlm.tasks": "segmentation,captioning", "start-from": str(start)}
+    loaded = prepare(parse_config({**keys, **corpora[0]})).model.state_dict()
+    assert torch.equal(loaded["lm.bias"], model.state_dict()["lm.bias"])
+    with pytest.raises(ConfigError, match=r"word_embeddings\.weight with rows for the vocabulary"):
+        prepare(parse_config({**keys, **corpora[1]}))
+    longer = {"vlm.max-video": "20", "vlm.max-text": "73", "vlm.window-step": "8"}
+    with pytest.raises(ConfigError, match=r"rows for vlm\.max-video=32, .* vlm\.max-video=20"):
+        prepare(parse_config({**keys, **corpora[0], **longer}))
+
+
+def test_steps_of_the_classifier_are_numbered_by_their_texts(tmp_path: Path) -> None:
+    videos = some_videos(train=(EVENT,), validation=(EVENT,), test=(EVENT,))
+    one: dict[str, tuple[str, ...]] = {"tea": (STEP,)}
+    found = [
+        opened(
+            handmade_corpus(tmp_path / str(i), videos, recipe),
+            "segmentation",
+            partition__scheme="iid",
+        ).numbering()
+        for i, recipe in enumerate([one, one, one | {"milk": ("a star spins",)}])
+    ]
+    assert found[0] == found[1]
+    assert found[0]["heads.segmentation"] != found[2]["heads.segmentation"]
