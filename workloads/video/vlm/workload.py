@@ -250,24 +250,28 @@ class Vlm(Workload, OwnData):
             load_bert(model, Path(options.bert).expanduser())
         return model
 
+    def lacking(self, name: str) -> str:
+        """What the corpus lacks for a task, as a clause after ``which``; empty if nothing."""
+        task, splits = self.task(name), self.dataset.splits
+        if lacking := task.lacking(self.dataset):
+            return lacking
+        if not any(map(task.num_items, splits["train"])):
+            return "has no training video to train it on"
+        for split in ("validation", "test"):
+            if not task.can_judge(splits[split]):
+                return f"has no {split} video to judge it on"
+        return ""
+
     def _refuse_unfit_tasks(self) -> None:
         """Refuse tasks that the corpus has nothing for, before anything is trained.
 
         Raises:
             ConfigError: With the way out.
         """
-        splits = self.dataset.splits
-        if not splits["test"]:  # a client's own videos, which need not serve every task
+        if not self.dataset.splits["test"]:  # a client's own videos need not serve every task
             return
         for name in self.options.all_tasks:
-            task = self.task(name)
-            lacking = task.lacking(self.dataset)
-            if not lacking and not any(map(task.num_items, splits["train"])):
-                lacking = "has no training video to train it on"
-            for split in ("validation", "test"):
-                if not lacking and not task.can_judge(splits[split]):
-                    lacking = f"has no {split} video to judge it on"
-            if lacking:
+            if lacking := self.lacking(name):
                 rule = f"{name} does not fit the corpus {self.dataset.name}, which {lacking}"
                 raise ConfigError(
                     [Problem("vlm.tasks", self.options.tasks, f"{rule}; take another")]
