@@ -276,6 +276,15 @@ class Vlm(Workload, OwnData):
                 raise ConfigError(
                     [Problem("vlm.tasks", self.options.tasks, f"{rule}; take another")]
                 )
+        size = self.config.train.batch_size
+        if size == 1 and "retrieval" in self.options.all_tasks:
+            retrieval = self.task("retrieval")
+            if all(retrieval.num_items(clip) < 2 for clip in self.dataset.splits["train"]):
+                rule = (
+                    "retrieval tells the clips of a batch apart, and each video gives one: nothing "
+                    "would be trained; take 2 or more"
+                )
+                raise ConfigError([Problem("train.batch-size", str(size), rule)])
 
     def examples(self, indices: torch.Tensor) -> VideoExamples:
         """Training videos at `indices`, their features on the device."""

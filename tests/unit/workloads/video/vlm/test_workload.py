@@ -281,6 +281,23 @@ def test_tasks_that_a_split_has_nothing_for_are_refused_before_anything_starts(
         prepare(config)
 
 
+def test_retrieval_with_nothing_to_tell_apart_in_a_batch_is_refused(tmp_path: Path) -> None:
+    """With one clip in a batch its loss is zero, whatever the model."""
+    splits = {"train": (EVENT,), "validation": (EVENT,), "test": (EVENT,)}
+    corpus = handmade_corpus(tmp_path / "c", some_videos(**splits), {"tea": (STEP,)})
+    keys = {**TINY, **corpus, "partition.scheme": "iid", "train.batch-size": "1"}
+    with pytest.raises(ConfigError, match=r"train\.batch-size=1: .* take 2 or more"):
+        prepare(parse_config({**keys, "vlm.tasks": "segmentation;retrieval"}))
+    prepare(parse_config({**keys, "vlm.tasks": "retrieval", "train.batch-size": "2"}))
+    prepare(parse_config({**keys, "vlm.tasks": "segmentation"}))
+    two = {**splits, "train": (EVENT, Event((3, 5), "a star spins"))}
+    several = handmade_corpus(tmp_path / "s", some_videos(**two), {"tea": (STEP,)})
+    alone = {**keys, **several, "vlm.tasks": "retrieval"}
+    prepare(parse_config(alone))
+    with pytest.raises(ConfigError, match=r"train\.batch-size=1"):
+        prepare(parse_config({**alone, "vlm.retrieval": "videos"}))
+
+
 def test_a_task_is_refused_whatever_the_same_corpus_was_loaded_for_before(tmp_path: Path) -> None:
     splits = {"train": (EVENT,), "validation": (EVENT,), "test": (EVENT,)}
     corpus = handmade_corpus(tmp_path / "c", some_videos(**splits), {})
