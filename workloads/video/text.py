@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,14 +66,23 @@ class Vocabulary:
         Raises:
             DataError: There is none, or it lacks a token that BERT has.
         """
-        if (folder / "tokenizer.json").is_file():
-            return cls.of_source((folder / "tokenizer.json").read_text())
-        if not (folder / "vocab.txt").is_file():
+        whole, words = folder / "tokenizer.json", folder / "vocab.txt"
+        if not whole.is_file() and not words.is_file():
             raise DataError(
                 f"{folder} holds neither tokenizer.json nor vocab.txt; give a folder that BERT's "
                 "weights and tokenizer were saved to"
             )
-        return cls.of_source(BertWordPieceTokenizer(str(folder / "vocab.txt")).to_str())
+        try:
+            if whole.is_file():
+                source = whole.read_text(encoding="utf-8")
+            else:
+                lower = _is_lower_case(folder / "tokenizer_config.json")
+                source = BertWordPieceTokenizer(str(words), lowercase=lower).to_str()
+        except Exception as error:  # the library raises Exception itself
+            raise DataError(
+                f"the vocabulary in {folder} cannot be read: {error}; use a tokenizer of BERT's"
+            ) from error
+        return cls.of_source(source)
 
     @classmethod
     def of_source(cls, source: str) -> Vocabulary:
@@ -123,6 +133,12 @@ class Vocabulary:
                 for i, one in enumerate(ids)
             ]
         return timed
+
+
+def _is_lower_case(file: Path) -> bool:
+    """Whether a BERT reads all in lower case, which it does where its folder does not tell."""
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bool(told.get("do_lower_case", True))
 
 
 @lru_cache(maxsize=4)
