@@ -63,16 +63,27 @@ class Vocabulary:
         """The tokenizer of a BERT that the user has: ``tokenizer.json`` or ``vocab.txt``.
 
         Raises:
-            DataError: There is none, or it lacks a token that BERT has.
+            DataError: There is none, it cannot be read, or it lacks a token that BERT has.
         """
         if (folder / "tokenizer.json").is_file():
-            return cls.of_source((folder / "tokenizer.json").read_text())
+            try:
+                return cls.of_source((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(
+                    f"{folder / 'tokenizer.json'} cannot be read: {error}; save it anew"
+                ) from error
         if not (folder / "vocab.txt").is_file():
             raise DataError(
                 f"{folder} holds neither tokenizer.json nor vocab.txt; give a folder that BERT's "
                 "weights and tokenizer were saved to"
             )
-        return cls.of_source(BertWordPieceTokenizer(str(folder / "vocab.txt")).to_str())
+        try:
+            found = BertWordPieceTokenizer(str(folder / "vocab.txt")).to_str()
+        except Exception as error:  # the library raises Exception itself
+            raise DataError(
+                f"{folder / 'vocab.txt'} is no vocabulary of BERT's: {error}; save it anew"
+            ) from error
+        return cls.of_source(found)
 
     @classmethod
     def of_source(cls, source: str) -> Vocabulary:
