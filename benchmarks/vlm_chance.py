@@ -1,36 +1,42 @@
 """What guessing scores on a video corpus, by every metric of VLM's tasks: what models must beat.
 
-Exact expectations, on the test split: clips in a random order, a candidate drawn, the label that
-most seconds of the training videos have, steps given one of all increasing tuples of seconds, and
-for captions the caption that most training events have, written for every clip.
+Exact expectations, on the test split: clips in a random order for each text, a candidate drawn, the
+label that most seconds of the training videos have, steps given one of all increasing tuples of
+seconds, and for captions the caption that most training events have, written for every clip. Tasks
+that the corpus has nothing for are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from core.config import RunConfig
-from core.errors import TesseraError
+from core.errors import DataError, TesseraError
 from pairing.configuration import parse_config
 from workloads.table import open_workload
+from workloads.video.dataset import Clip
 from workloads.video.metrics.captions import bleu, cider, rouge_l
 from workloads.video.metrics.chance import (
     guessed_answers,
+    guessed_median_rank,
     guessed_ranks,
     guessed_recall,
     majority_accuracy,
 )
-from workloads.video.metrics.retrieval import median_rank, recall_at
+from workloads.video.metrics.retrieval import recall_at
+from workloads.video.options import VideoOptions
 from workloads.video.vlm.answering import Answering
 from workloads.video.vlm.captioning import Captioning
 from workloads.video.vlm.localization import Localization
-from workloads.video.vlm.options import VlmOptions
 from workloads.video.vlm.retrieval import KS, Retrieval
 from workloads.video.vlm.segmentation import BACKGROUND, Segmentation
+from workloads.video.vlm.task import Task
 from workloads.video.vlm.workload import Vlm
 
 
@@ -49,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = parse_config({"strategy": "fedavg", **values, "workload": "vlm"})
         rows = chances(config)
     except TesseraError as error:
-        print(f"vlm_chance: {error}")
+        print(f"python -m benchmarks vlm_chance: {error}", file=sys.stderr)
         return error.exit_code
     print("| task | score | by chance |\n|---|---|---:|")
     for task, score, value in rows:
@@ -58,47 +64,87 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def chances(config: RunConfig) -> list[tuple[str, str, str]]:
-    """Task, score and its expected value as text."""
+    """Task, score and its expected value as text, of the tasks that the corpus serves.
+
+    Raises:
+        DataError: It serves none.
+    """
     workload = open_workload(config, torch.device("cpu"))
     assert isinstance(workload, Vlm)
-    parts = (config.section(VlmOptions), workload.dataset, workload.batcher)
     train, test = workload.dataset.splits["train"], workload.dataset.splits["test"]
-    rows = []
+    rows = [
+        (name, score, value)
+        for name, guess in GUESSES.items()
+        if not workload.lacking(name)
+        for score, value in guess(workload.task(name), train, test)
+    ]
+    if not rows:
+        raise DataError(
+            f"{config.section(VideoOptions).source} tells nothing of its videos that one of "
+            f"{', '.join(GUESSES)} could be judged by; name another corpus"
+        )
+    return rows
 
-    told = [text for clip in test for _, text in Retrieval(*parts).items(clip)]
-    counts = Counter(told)
-    ranks = guessed_ranks(np.array([counts[text] for text in told]), len(told))
-    rows += [("retrieval", f"R@{k}", f"{recall_at(ranks, k):.2%}") for k in KS]
-    rows.append(("retrieval", "median rank", f"{median_rank(ranks):.5g}"))
 
-    segmentation = Segmentation(*parts)
+Rows = list[tuple[str, str]]
+
+
+def _retrieval(task: Task, train: Sequence[Clip], test: Sequence[Clip]) -> Rows:
+    assert isinstance(task, Retrieval)
+    counts = Counter(text for clip in test for _, text in task.items(clip))
+    alike = np.array(list(counts.values()))
+    ranks = guessed_ranks(np.repeat(alike, alike), int(alike.sum()))
+    rank = guessed_median_rank(alike, alike, int(alike.sum()))
+    shares = [(f"R@{k}", f"{recall_at(ranks, k):.2%}") for k in KS]
+    return [*shares, ("median rank", f"{rank:.5g}")]
+
+
+def _segmentation(task: Task, train: Sequence[Clip], test: Sequence[Clip]) -> Rows:
+    assert isinstance(task, Segmentation)
     seen, wanted = (
-        torch.cat([segmentation.labels(clip) for clip in clips if segmentation.num_items(clip)])
+        torch.cat([task.labels(clip) for clip in clips if task.num_items(clip)]).numpy()
         for clips in (train, test)
     )
-    for score, background in (
-        ("frame accuracy", None),
-        ("frame accuracy within steps", BACKGROUND),
-    ):
-        value = majority_accuracy(seen.numpy(), wanted.numpy(), background)
-        rows.append(("segmentation", score, f"{value:.2%}"))
-
-    localization = Localization(*parts)
-    clips = [clip for clip in test if localization.num_items(clip)]
-    happens = [localization.happens(clip).numpy().astype(bool) for clip in clips]
-    recall = guessed_recall(happens, [clip.video.topic for clip in clips])
-    rows.append(("localization", "average recall of steps", f"{recall:.2%}"))
-
-    asked = [len(q.candidates) for clip in test for q in Answering(*parts).items(clip)]
-    rows.append(("question-answering", "accuracy of answers", f"{guessed_answers(asked):.2%}"))
-
-    captioning = Captioning(*parts)
-    usual = Counter(text for clip in train for _, texts in captioning.items(clip) for text in texts)
-    references = [list(texts) for clip in test for _, texts in captioning.items(clip)]
-    written = [usual.most_common(1)[0][0]] * len(references)
-    rows += [
-        ("captioning", "CIDEr", f"{cider(written, references):.5g}"),
-        ("captioning", "BLEU-4", f"{bleu(written, references)[3]:.2%}"),
-        ("captioning", "ROUGE-L", f"{rouge_l(written, references):.2%}"),
+    return [
+        (told, f"{majority_accuracy(seen, wanted, background):.2%}")
+        for told, background in (
+            ("frame accuracy", None),
+            ("frame accuracy within steps", BACKGROUND),
+        )
     ]
-    return rows
+
+
+def _localization(task: Task, train: Sequence[Clip], test: Sequence[Clip]) -> Rows:
+    assert isinstance(task, Localization)
+    clips = [clip for clip in test if task.num_items(clip)]
+    happens = [task.happens(clip).numpy().astype(bool) for clip in clips]
+    recall = guessed_recall(happens, [clip.video.topic for clip in clips])
+    return [("average recall of steps", f"{recall:.2%}")]
+
+
+def _answering(task: Task, train: Sequence[Clip], test: Sequence[Clip]) -> Rows:
+    assert isinstance(task, Answering)
+    asked = [len(question.candidates) for clip in test for question in task.items(clip)]
+    return [("accuracy of answers", f"{guessed_answers(asked):.2%}")]
+
+
+def _captioning(task: Task, train: Sequence[Clip], test: Sequence[Clip]) -> Rows:
+    assert isinstance(task, Captioning)
+    usual = Counter(text for clip in train for _, texts in task.items(clip) for text in texts)
+    references = [list(texts) for clip in test for _, texts in task.items(clip)]
+    written = [usual.most_common(1)[0][0]] * len(references)
+    return [
+        ("CIDEr", f"{cider(written, references):.5g}"),
+        ("BLEU-4", f"{bleu(written, references)[3]:.2%}"),
+        ("ROUGE-L", f"{rouge_l(written, references):.2%}"),
+    ]
+
+
+GUESSES: Mapping[str, Callable[[Task, Sequence[Clip], Sequence[Clip]], Rows]] = {
+    "retrieval": _retrieval,
+    "segmentation": _segmentation,
+    "localization": _localization,
+    "question-answering": _answering,
+    "captioning": _captioning,
+}
+"""From a task with training and test videos to scores and their values as text."""

@@ -258,6 +258,14 @@ class Workload(ABC):
         """Whether an evaluation depends on the entry."""
         return True
 
+    def numbering(self) -> Mapping[str, str]:
+        """What the rows of entries stand for, by group of entries: of words, labels, places.
+
+        Weights that another run ended with are only taken where theirs stand for the same: two
+        vocabularies of one size have the same shapes and different words.
+        """
+        return {}
+
     def measures(self, partition_id: int) -> tuple[str, ...]:
         """Names of what a client's objective measures, each ``family/member`` or one word."""
         return ()

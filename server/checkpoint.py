@@ -7,9 +7,11 @@ are all that a later round depends on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -19,6 +21,9 @@ from core.tensor_file import read_about, read_tensors, write_tensors
 from strategies.base import ServerState
 
 SCHEMA_VERSION = 2
+NUMBERING = "numbering"
+"""Of what a file is about: what the rows of its weights stand for, as JSON."""
+
 _WAY_OUT = "; remove it to go on from the one before it, if there is one"
 _OLDER = {"1": "an earlier version of Tessera, which did not keep which replies were counted"}
 
@@ -40,8 +45,16 @@ class Checkpoint:
     acknowledged: Mapping[int, int]
     empty_rounds: int
 
-    def write(self, path: Path, identity: str) -> None:
-        """Write it whole, under the run's identity, with a digest of all it holds."""
+    def write(
+        self, path: Path, identity: str, numbering: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Write it whole, under the run's identity, with a digest of all it holds.
+
+        Args:
+            path: Where to.
+            identity: Of the run.
+            numbering: `Workload.numbering`, for runs that start from it.
+        """
         tensors = {f"weights/{name}": value for name, value in self.state.weights.items()}
         tensors |= {f"slots/{name}": value for name, value in self.state.slots.items()}
         pairs = sorted(self.acknowledged.items())
@@ -51,6 +64,7 @@ class Checkpoint:
             "round": str(self.round),
             "identity": identity,
             "empty_rounds": str(self.empty_rounds),
+            NUMBERING: json.dumps(dict(numbering), sort_keys=True),
         }
         write_tensors(path, tensors, about)
 

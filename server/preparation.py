@@ -163,7 +163,7 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     groups = workload.groups(model)
     _refuse_unfit_groups(strategy, workload, model, groups)
     if config.start_from:
-        load_start(model, groups, config.start_from)
+        load_start(model, groups, config.start_from, workload.numbering())
     if config.partition.scheme == "own":
         partition = _nobody_yet(workload.dataset, config.partition.clients)
     else:

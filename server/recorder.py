@@ -362,7 +362,11 @@ class Recorder:
             write_whole(self.folder.tesserae(record.round), save(tensors))
         due = record.round % config.checkpoint_every == 0 or record.round == config.rounds
         if keep and due:
-            now.write(self.folder.checkpoint(record.round), self._identity)
+            now.write(
+                self.folder.checkpoint(record.round),
+                self._identity,
+                self._preparation.workload.numbering(),
+            )
             self._retained = [*self._retained, now.acknowledged][-CHECKPOINTS_KEPT:]
             for _, path in self.folder.checkpoints()[:-CHECKPOINTS_KEPT]:
                 path.unlink()

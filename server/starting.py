@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
 from core.errors import ConfigError, Problem, RecordError
-from core.groups import ParameterGroups
+from core.groups import ParameterGroups, is_in
 from core.records import RunFolder
 from core.tensor_file import read_about, read_tensors
+from server.checkpoint import NUMBERING
 
 _WEIGHTS = "weights/"
 KEY = "start-from"
@@ -36,7 +40,12 @@ def file_of(place: str) -> Path:
     return path
 
 
-def load_start(model: nn.Module, groups: ParameterGroups, place: str) -> None:
+def load_start(
+    model: nn.Module,
+    groups: ParameterGroups,
+    place: str,
+    numbering: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Load what `place` holds of the model's shared entries, in place.
 
     Entries that it lacks, such as the head of another task, keep what they were initialised to;
@@ -47,13 +56,15 @@ def load_start(model: nn.Module, groups: ParameterGroups, place: str) -> None:
         model: The model.
         groups: What of it is shared.
         place: A run's folder or a file.
+        numbering: What the rows of entries stand for, as `core.workload.Workload.numbering` has it.
 
     Raises:
         RecordError: It is missing or damaged.
-        ConfigError: It holds none of the model's entries, one has another shape, or it holds
-            frozen ones, which clients are not sent.
+        ConfigError: It holds none of the model's entries, one has another shape or rows that stand
+            for something else, or it holds frozen ones, which clients are not sent.
     """
     path = file_of(place)
+    theirs = _numbering(path)
     found = read_tensors(path)[0] if "sha256" in read_about(path) else _foreign(path)
     if any(name.startswith(_WEIGHTS) for name in found):
         found = {
@@ -79,10 +90,24 @@ def load_start(model: nn.Module, groups: ParameterGroups, place: str) -> None:
                 "it was trained, on the same data and vocabulary"
             )
             raise ConfigError([Problem(KEY, place, rule)])
+        for group, stands_for in numbering.items():
+            if is_in(name, group) and theirs.get(group, stands_for) != stands_for:
+                rule = (
+                    f"holds {name} with rows for {theirs[group]}, and the model's are for "
+                    f"{stands_for}; configure the model as it was trained, on the same data and "
+                    f"vocabulary, or name a file without {group}"
+                )
+                raise ConfigError([Problem(KEY, place, rule)])
     with torch.no_grad():
         for name in known:
             if groups.is_shared(name):
                 state[name].copy_(found[name])
+
+
+def _numbering(path: Path) -> Mapping[str, str]:
+    """What rows stand for, where the file tells."""
+    found: Mapping[str, str] = json.loads(read_about(path).get(NUMBERING, "{}"))
+    return found
 
 
 def _foreign(path: Path) -> dict[str, torch.Tensor]:

@@ -8,8 +8,8 @@ and width and two over time as well. ``conv3d-random`` has the weights that it w
 for it and that no corpus holds.
 
 Both are made where they are first asked for, from their recipe alone, and kept in a file that is
-named by it. All who share features must share that file, for other versions of torch may train
-other weights; `FrozenEncoder.digest` tells whether they do.
+named by it. All who share features must share that file (`told_encoder`), for other versions of
+torch may train other weights; `FrozenEncoder.digest` tells whether they do.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import nn
 from torch.nn import functional
 
 from core.errors import DataError, RecordError
+from core.records import write_whole
 from core.seeds import derive_seed, numpy_generator, seeded_globals, torch_generator
 from core.tensor_file import read_tensors, write_tensors
 from data.video.shapestory.render import random_clip
@@ -234,17 +235,71 @@ def frozen_encoder(name: str, folder: Path) -> FrozenEncoder:
 
 def encoder_of(name: str, recipe: Recipe, folder: Path) -> FrozenEncoder:
     """As `frozen_encoder`, by a recipe of one's own."""
-    path = folder / f"{name}-{recipe.digest[:12]}.safetensors"
+    path = _file_of(name, recipe, folder)
     # It is written whole, so that who only reads it needs no lock, and may not be able to take one.
     with contextlib.suppress(RecordError):
         return _read(name, recipe, path)
+    with _locked(path):
+        return _read_or_make(name, recipe, path)
+
+
+def encoder_file(name: str, folder: Path) -> Path:
+    """Where `frozen_encoder` keeps the weights."""
+    return _file_of(name, RECIPES[name], folder)
+
+
+def told_encoder(name: str, content: bytes, digest: str, folder: Path) -> FrozenEncoder:
+    """An encoder whose weights somebody else has made and told, so that features compare.
+
+    They take the place of weights that `frozen_encoder` has made or would make in this folder.
+
+    Args:
+        name: One of `RECIPES`.
+        content: Their `encoder_file`.
+        digest: Of their encoder.
+        folder: Where its weights are kept.
+
+    Raises:
+        DataError: The content is no such encoder, or the folder cannot be written.
+    """
+    recipe, path = RECIPES[name], encoder_file(name, folder)
+    with contextlib.suppress(RecordError):
+        if (kept := _read(name, recipe, path)).digest == digest:
+            return kept
+    told = path.with_name(f".{path.name}.told")
+    with _locked(path):
+        write_whole(told, content)
+        try:
+            encoder = _read(name, recipe, told)
+        except RecordError as error:
+            told.unlink()
+            raise DataError(
+                f"weights of encoder {name} were told that are none: {error}"
+            ) from error
+        if encoder.digest != digest:
+            told.unlink()
+            raise DataError(
+                f"weights of encoder {name} were told whose digest is {encoder.digest[:12]} and "
+                f"not {digest[:12]}, as was said"
+            )
+        told.replace(path)
+    return encoder
+
+
+def _file_of(name: str, recipe: Recipe, folder: Path) -> Path:
+    return folder / f"{name}-{recipe.digest[:12]}.safetensors"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone in writing a file, whose folder is made."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{path.name}.lock"):
-            return _read_or_make(name, recipe, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            yield
     except OSError as error:
         raise DataError(
-            f"{folder} cannot be written: {error}; name another folder for encoders"
+            f"{path.parent} cannot be written: {error}; name another folder for encoders"
         ) from error
 
 

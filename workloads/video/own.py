@@ -8,6 +8,7 @@ by its user, the client's lie in its folder as ``features/NAME.npy``.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import logging
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from core.errors import DataError
-from data.video.encoder import frozen_encoder
+from data.video.encoder import encoder_file, frozen_encoder, told_encoder
 from data.video.formats.table import FORMATS, GENERATED, read_corpus
 from data.video.records import DESCRIPTION, SPLITS, Corpus
 from data.video.shares import GIVEN_FEATURES
@@ -48,6 +49,7 @@ class VideoForm:
         feature_width: Width of a feature (D).
         encoder: Name of the frozen encoder; ``given`` where a user's features take its place.
         encoder_sha256: Its digest; empty where features are given.
+        encoder_weights: The file of its weights; likewise.
     """
 
     source: str
@@ -59,13 +61,16 @@ class VideoForm:
     feature_width: int
     encoder: str
     encoder_sha256: str
+    encoder_weights: bytes
 
     @classmethod
     def of(cls, dataset: VideoDataset, options: VideoOptions) -> VideoForm:
         """The form of the server's own videos."""
         clips = [clip for split in SPLITS for clip in dataset.splits[split]]
-        given = options.encoder.startswith(GIVEN)
-        encoder = None if given else frozen_encoder(options.encoder, _folder(options.cache))
+        encoder, weights = None, b""
+        if not options.encoder.startswith(GIVEN):
+            encoder = frozen_encoder(options.encoder, _folder(options.cache))
+            weights = encoder_file(encoder.name, _folder(options.cache)).read_bytes()
         return cls(
             source=dataset.name,
             vocabulary=dataset.vocabulary.source,
@@ -76,11 +81,14 @@ class VideoForm:
             feature_width=dataset.feature_width,
             encoder=encoder.name if encoder else _GIVEN,
             encoder_sha256=encoder.digest if encoder else "",
+            encoder_weights=weights,
         )
 
     def to_text(self) -> str:
-        """As JSON."""
-        return json.dumps({**dataclasses.asdict(self), "recipes": dict(self.recipes)})
+        """As JSON, weights in base64."""
+        weights = base64.b64encode(self.encoder_weights).decode()
+        told = {"recipes": dict(self.recipes), "encoder_weights": weights}
+        return json.dumps({**dataclasses.asdict(self), **told})
 
     @classmethod
     def from_text(cls, text: str) -> VideoForm:
@@ -102,6 +110,7 @@ class VideoForm:
                 feature_width=int(value["feature_width"]),
                 encoder=str(value["encoder"]),
                 encoder_sha256=str(value["encoder_sha256"]),
+                encoder_weights=base64.b64decode(value["encoder_weights"], validate=True),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{told}: {type(error).__name__}: {error}") from error
@@ -252,13 +261,7 @@ def _features(
     else:
         encoder = form.encoder
         cache = _folder(options.cache)
-        mine = frozen_encoder(encoder, cache).digest
-        if mine != form.encoder_sha256:
-            raise DataError(
-                f"encoder {encoder} is {mine[:12]} here and {form.encoder_sha256[:12]} at the "
-                f"federation, so that features would not compare; copy {encoder}-*.safetensors "
-                f"from the server's video.cache into {cache}"
-            )
+        told_encoder(encoder, form.encoder_weights, form.encoder_sha256, cache)
     found = features_for(corpus, dataclasses.replace(options, encoder=encoder))
     width = next(iter(found.values())).shape[1]
     if width != form.feature_width:

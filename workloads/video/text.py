@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -63,27 +64,25 @@ class Vocabulary:
         """The tokenizer of a BERT that the user has: ``tokenizer.json`` or ``vocab.txt``.
 
         Raises:
-            DataError: There is none, it cannot be read, or it lacks a token that BERT has.
+            DataError: There is none, or it lacks a token that BERT has.
         """
-        if (folder / "tokenizer.json").is_file():
-            try:
-                return cls.of_source((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(
-                    f"{folder / 'tokenizer.json'} cannot be read: {error}; save it anew"
-                ) from error
-        if not (folder / "vocab.txt").is_file():
+        whole, words = folder / "tokenizer.json", folder / "vocab.txt"
+        if not whole.is_file() and not words.is_file():
             raise DataError(
                 f"{folder} holds neither tokenizer.json nor vocab.txt; give a folder that BERT's "
                 "weights and tokenizer were saved to"
             )
         try:
-            found = BertWordPieceTokenizer(str(folder / "vocab.txt")).to_str()
+            if whole.is_file():
+                source = whole.read_text(encoding="utf-8")
+            else:
+                lower = _is_lower_case(folder / "tokenizer_config.json")
+                source = BertWordPieceTokenizer(str(words), lowercase=lower).to_str()
         except Exception as error:  # the library raises Exception itself
             raise DataError(
-                f"{folder / 'vocab.txt'} is no vocabulary of BERT's: {error}; save it anew"
+                f"the vocabulary in {folder} cannot be read: {error}; use a tokenizer of BERT's"
             ) from error
-        return cls.of_source(found)
+        return cls.of_source(source)
 
     @classmethod
     def of_source(cls, source: str) -> Vocabulary:
@@ -134,6 +133,12 @@ class Vocabulary:
                 for i, one in enumerate(ids)
             ]
         return timed
+
+
+def _is_lower_case(file: Path) -> bool:
+    """Whether a BERT reads all in lower case, which it does where its folder does not tell."""
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bool(told.get("do_lower_case", True))
 
 
 @lru_cache(maxsize=4)

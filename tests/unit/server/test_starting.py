@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from core.groups import ParameterGroups
 from core.parameters import weights_of
 from core.records import RunFolder
 from core.seeds import seeded_globals
+from core.tensor_file import write_tensors
 from pairing.configuration import parse_config
-from server.checkpoint import Checkpoint
+from server.checkpoint import NUMBERING, Checkpoint
 from server.preparation import prepare
 from server.starting import file_of, load_start
 from strategies.base import ServerState
@@ -33,14 +35,16 @@ def network(seed: int) -> nn.Module:
         return nn.ModuleDict(parts)
 
 
-def run_folder(root: Path, rounds: dict[int, nn.Module]) -> RunFolder:
+def run_folder(
+    root: Path, rounds: dict[int, nn.Module], numbering: Mapping[str, str] | None = None
+) -> RunFolder:
     """A run with these checkpoints."""
     folder = RunFolder.create(root, "made", {})
     folder.write_json("run", {})
     for number, model in rounds.items():
         slots = {"momentum/head.bias": torch.ones(2)}
         Checkpoint(number, ServerState(weights_of(model), slots), {}, 0).write(
-            folder.checkpoint(number), "identity"
+            folder.checkpoint(number), "identity", numbering or {}
         )
     return folder
 
@@ -112,6 +116,34 @@ def test_another_shape_is_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"head\.weight of shape 3 x 4, and the model's is 2 x 4"):
         load_start(model, SHARED, str(tmp_path / "own.safetensors"))
     assert_equal(model, network(2))
+
+
+def test_rows_that_stand_for_something_else_are_refused_and_nothing_is_loaded(
+    tmp_path: Path,
+) -> None:
+    """Two vocabularies of one size have the same shapes, and other words."""
+    folder = run_folder(tmp_path, {1: network(1)}, {"head": "cats, dogs", "gone": "this"})
+    for place in (folder.path, folder.checkpoint(1)):
+        model = network(2)
+        with pytest.raises(
+            ConfigError, match=r"holds head\.weight with rows for cats, dogs"
+        ) as told:
+            load_start(model, SHARED, str(place), {"body": "any", "head": "dogs, cats"})
+        assert "the model's are for dogs, cats" in str(told.value)
+        assert_equal(model, network(2))
+        load_start(model, SHARED, str(place), {"body": "any", "head": "cats, dogs"})
+        assert_equal(model, network(1))
+
+
+def test_rows_are_compared_where_both_sides_tell_and_entries_are_loaded(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, {1: network(1)})
+    model = network(2)
+    load_start(model, SHARED, str(folder.path), {"head": "dogs"})
+    assert_equal(model, network(1))
+    body = {n: v for n, v in network(1).state_dict().items() if n.startswith("body.")}
+    about = {NUMBERING: '{"head": "cats"}'}
+    write_tensors(tmp_path / "body.safetensors", body, about)
+    load_start(model, SHARED, str(tmp_path / "body.safetensors"), {"head": "dogs"})
 
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from workloads.video.metrics.segmentation import frame_accuracy
 
 
 def guessed_ranks(num_right: npt.NDArray[np.int64], num_candidates: int) -> RankBounds:
-    """Ranks when candidates are put in a random order, for `recall_at` and `median_rank`.
+    """Ranks when candidates are put in a random order, for `recall_at`.
 
     Args:
         num_right: How many candidates are right for each query, at least 1, shape (Q,).
@@ -37,6 +37,51 @@ def guessed_ranks(num_right: npt.NDArray[np.int64], num_candidates: int) -> Rank
             "query, and each must have 1 or more, and no more than there are"
         )
     return RankBounds(np.zeros_like(right), num_candidates - right, right)
+
+
+def guessed_median_rank(
+    num_right: npt.NDArray[np.int64], num_queries: npt.NDArray[np.int64], num_candidates: int
+) -> float:
+    """The expected median rank when each text puts the candidates in a random order of its own.
+
+    The median over queries of their expected ranks is something else, and higher: ranks of the best
+    of several right candidates are skewed.
+
+    With r of N candidates right, none of them is among the first x with probability
+    ``C(N - r, x) / C(N, x)``. How many queries have a right one there is a sum over texts, whose
+    distribution is found by its characteristic function; the k-th lowest rank is above x where
+    these are fewer than k, and its mean is the sum of these probabilities over x.
+
+    Args:
+        num_right: Of each text, how many candidates are right, at least 1, shape (G,).
+        num_queries: Of each text, how many queries ask it, at least 1, shape (G,); they share its
+            order, as they do where a model scores them.
+        num_candidates: How many there are, N.
+
+    Raises:
+        DataError: As `guessed_ranks`, or a text is never asked.
+
+    >>> round(guessed_median_rank(np.array([1]), np.array([1]), 7), 9)
+    4.0
+    """
+    right = guessed_ranks(num_right, num_candidates).num_right
+    asked = np.asarray(num_queries, np.int64)
+    if asked.shape != right.shape or asked.min() < 1:
+        raise DataError(
+            f"numbers of queries {asked.tolist()} of {len(right)} texts: each must be asked"
+        )
+    count = int(asked.sum())
+    kinds, alike = np.unique(np.stack([right, asked]), axis=1, return_counts=True)
+    waves = np.exp(-2j * np.pi * np.outer(kinds[1], np.arange((count + 1) // 2 + 1)) / (count + 1))
+    lower, upper = (count + 1) // 2, count // 2 + 1
+    expected, missed = 0.0, np.ones(kinds.shape[1])
+    for x in range(num_candidates):
+        within = (1 - missed)[:, None]
+        characteristic = np.prod((1 - within + within * waves) ** alike[:, None], axis=0)
+        chances = np.fft.irfft(characteristic, count + 1)
+        expected += (chances[:lower].sum() + chances[:upper].sum()) / 2
+        missed = missed * np.maximum(num_candidates - kinds[0] - x, 0) / (num_candidates - x)
+    return float(expected)
 
 
 def guessed_answers(num_candidates: Sequence[int]) -> float:

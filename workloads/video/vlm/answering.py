@@ -69,7 +69,7 @@ class Answering(Task):
     def judge(self, model: VideoLanguageModel, clips: Sequence[Clip]) -> Judgement:
         """The share of questions of which the right candidate scores highest.
 
-        A tie counts by the chance of drawing it.
+        A tie counts by the chance of drawing it; where a score is no number, nothing is answered.
         """
         asked = [(clip, question) for clip in clips for question in self.items(clip)]
         if not asked:
@@ -85,7 +85,8 @@ class Answering(Task):
         right = 0.0
         for found, (_, question) in zip(logits, asked, strict=True):
             best = found == found.max()
-            right += float(best[question.candidates.index(question.answer)]) / int(best.sum())
+            chosen = float(best[question.candidates.index(question.answer)])
+            right += chosen / max(1, int(best.sum()))
         loss = float(self._losses(logits, asked).mean())
         samples = []
         for i in range(0, len(asked), max(1, len(asked) // SAMPLES)):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -240,37 +241,88 @@ FILLED_BY_BERT = ("encoder", "lm")
 """Parts of the model that `load_bert` fills."""
 
 
+_NOT_IN_SHAPES = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+"""What else of a BERT's configuration changes what its weights compute."""
+
+
 def load_bert(model: VideoLanguageModel, folder: Path) -> None:
     """Load BERT's weights and prediction head from a folder that the user has; nothing is fetched.
 
     Raises:
-        DataError: There are none, or they have another form.
+        DataError: There are none, or they are damaged, lack what the model needs, or have another
+            form.
     """
+    from safetensors import SafetensorError
     from transformers import BertForPreTraining
 
+    # Its annotations do not tell that it gives a report, too.
+    load: Callable[..., tuple[Any, Mapping[str, Any]]] = BertForPreTraining.from_pretrained  # type: ignore[assignment]
     try:
-        found = BertForPreTraining.from_pretrained(folder, local_files_only=True)
+        found, report = load(folder, local_files_only=True, output_loading_info=True)
+        _refuse_other_bert(model, found.config, report["missing_keys"])
         theirs = found.state_dict()
         state = {
             name.removeprefix("bert."): value
             for name, value in theirs.items()
-            if name.startswith("bert.") and not name.startswith("bert.pooler.")
+            if name.startswith("bert.") and not name.startswith(_POOLER)
         }
         positions = "embeddings.position_embeddings.weight"
         state[positions] = state[positions][: len(model.encoder.state_dict()[positions])]
         model.encoder.load_state_dict(state)
-        prefix = "cls.predictions.transform."
-        transform = {n.removeprefix(prefix): v for n, v in theirs.items() if n.startswith(prefix)}
+        transform = {
+            n.removeprefix(_TRANSFORM): v for n, v in theirs.items() if n.startswith(_TRANSFORM)
+        }
         for head in model.lm.values():
             head.load_state_dict(transform)
         if model.vocabulary_bias is not None:
             with torch.no_grad():
-                model.vocabulary_bias.copy_(theirs["cls.predictions.bias"])
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+                model.vocabulary_bias.copy_(theirs[_BIAS])
+    except (
+        OSError,
+        RuntimeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        EOFError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         raise DataError(
             f"vlm.bert={folder}: its weights do not load: {error}; give a folder that BERT was "
             "saved to, and the sizes it has as vlm.width, vlm.layers, vlm.heads, vlm.feedforward"
         ) from error
+
+
+_POOLER, _TRANSFORM, _BIAS = "bert.pooler.", "cls.predictions.transform.", "cls.predictions.bias"
+
+
+def _refuse_other_bert(model: VideoLanguageModel, config: Any, missing: Collection[str]) -> None:
+    """Refuse weights that transformers would draw, or that would compute something else here.
+
+    Raises:
+        ValueError: Says what is missing or differs.
+    """
+    needed = [
+        name
+        for name in sorted(missing)
+        if (name.startswith("bert.") and not name.startswith(_POOLER))
+        or (name.startswith(_TRANSFORM) and len(model.lm))
+        or (name == _BIAS and model.vocabulary_bias is not None)
+    ]
+    if needed:
+        raise ValueError(
+            f"the file lacks {len(needed)} tensors that are needed, such as {needed[0]}"
+        )
+    for name in _NOT_IN_SHAPES:
+        has, wanted = getattr(config, name), getattr(model.encoder.config, name)
+        if has != wanted:
+            raise ValueError(f"its {name} is {has}, and here it is {wanted}")
+    has, wanted = config.max_position_embeddings, model.encoder.config.max_position_embeddings
+    if has < wanted:
+        raise ValueError(
+            f"it has {has} positions, and vlm.max-video, vlm.max-text and three special tokens "
+            f"take {wanted}"
+        )
 
 
 def padded(rows: Sequence[torch.Tensor], *, fill: float = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -111,6 +111,9 @@ class VlmOptions:
         if self.window_step > self.max_video and _READ_BY["window_step"] & tasks:
             rule = f"must be at most vlm.max-video={self.max_video}, or seconds are left out"
             yield Problem("vlm.window-step", str(self.window_step), rule)
+        if self.min_text > self.max_text and _READ_BY["min_text"] & tasks:
+            rule = f"must be at most vlm.max-text={self.max_text}"
+            yield Problem("vlm.min-text", str(self.min_text), rule)
         if self.max_caption > self.max_text and _READ_BY["max_caption"] & tasks:
             rule = f"must be at most vlm.max-text={self.max_text}"
             yield Problem("vlm.max-caption", str(self.max_caption), rule)

@@ -8,6 +8,8 @@ personal (``groups.personal=heads``).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,28 +251,41 @@ class Vlm(Workload, OwnData):
             load_bert(model, Path(options.bert).expanduser())
         return model
 
+    def lacking(self, name: str) -> str:
+        """What the corpus lacks for a task, as a clause after ``which``; empty if nothing."""
+        task, splits = self.task(name), self.dataset.splits
+        if lacking := task.lacking(self.dataset):
+            return lacking
+        if not any(map(task.num_items, splits["train"])):
+            return "has no training video to train it on"
+        for split in ("validation", "test"):
+            if not task.can_judge(splits[split]):
+                return f"has no {split} video to judge it on"
+        return ""
+
     def _refuse_unfit_tasks(self) -> None:
         """Refuse tasks that the corpus has nothing for, before anything is trained.
 
         Raises:
             ConfigError: With the way out.
         """
-        splits = self.dataset.splits
-        if not splits["test"]:  # a client's own videos, which need not serve every task
+        if not self.dataset.splits["test"]:  # a client's own videos need not serve every task
             return
         for name in self.options.all_tasks:
-            task = self.task(name)
-            lacking = task.lacking(self.dataset)
-            if not lacking and not any(map(task.num_items, splits["train"])):
-                lacking = "has no training video to train it on"
-            for split in ("validation", "test"):
-                if not lacking and not task.can_judge(splits[split]):
-                    lacking = f"has no {split} video to judge it on"
-            if lacking:
+            if lacking := self.lacking(name):
                 rule = f"{name} does not fit the corpus {self.dataset.name}, which {lacking}"
                 raise ConfigError(
                     [Problem("vlm.tasks", self.options.tasks, f"{rule}; take another")]
                 )
+        size = self.config.train.batch_size
+        if size == 1 and "retrieval" in self.options.all_tasks:
+            retrieval = self.task("retrieval")
+            if all(retrieval.num_items(clip) < 2 for clip in self.dataset.splits["train"]):
+                rule = (
+                    "retrieval tells the clips of a batch apart, and each video gives one: nothing "
+                    "would be trained; take 2 or more"
+                )
+                raise ConfigError([Problem("train.batch-size", str(size), rule)])
 
     def examples(self, indices: torch.Tensor) -> VideoExamples:
         """Training videos at `indices`, their features on the device."""
@@ -349,6 +364,18 @@ class Vlm(Workload, OwnData):
         mine = {group for task in tasks for group in BY_NAME[task].own_entries}
         others = {group for task in self.options.all_tasks for group in BY_NAME[task].own_entries}
         return not any(is_in(entry, group) for group in others - mine)
+
+    def numbering(self) -> Mapping[str, str]:
+        """Words by the vocabulary, places by how long videos may be, labels by the steps."""
+        dataset = self.dataset
+        words = f"the vocabulary {dataset.vocabulary.sha256[:12]}"
+        steps = hashlib.sha256(json.dumps(dataset.steps).encode()).hexdigest()[:12]
+        return {
+            "encoder.embeddings.word_embeddings": words,
+            "encoder.embeddings.position_embeddings": f"vlm.max-video={self.options.max_video}",
+            "lm.bias": words,
+            "heads.segmentation": f"the steps {steps}",
+        }
 
     def measures(self, partition_id: int) -> tuple[str, ...]:
         """Means over the round's steps of what its tasks measure."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from core.errors import DataError
 from core.seeds import derive_seed, seeded_globals
+from core.tensor_file import read_tensors, write_tensors
 from data.video.encoder import (
     FACTORS,
     RECIPES,
@@ -23,9 +24,11 @@ from data.video.encoder import (
     Recipe,
     _batch,
     draw_clips,
+    encoder_file,
     encoder_of,
     frozen_encoder,
     make,
+    told_encoder,
     train,
     window_frames,
 )
@@ -141,6 +144,25 @@ def test_damaged_weights_are_made_again(tmp_path: Path, caplog: pytest.LogCaptur
         caplog.clear()
         assert frozen_encoder("conv3d-random", tmp_path).digest == digest
         assert "made again" in caplog.text
+
+
+def test_told_weights_take_the_place_of_ones_own(tmp_path: Path) -> None:
+    theirs = frozen_encoder("conv3d-random", tmp_path / "theirs")
+    file = encoder_file("conv3d-random", tmp_path / "theirs")
+    weights, about = read_tensors(file)
+    write_tensors(file, {name: 2 * value for name, value in weights.items()}, about)
+    changed = frozen_encoder("conv3d-random", tmp_path / "theirs")
+    assert changed.digest != theirs.digest
+    for folder in (tmp_path / "new", tmp_path / "mine"):
+        if folder.name == "mine":
+            assert frozen_encoder("conv3d-random", folder).digest == theirs.digest
+        for _ in range(2):
+            told = told_encoder("conv3d-random", file.read_bytes(), changed.digest, folder)
+            assert told.digest == changed.digest
+            assert frozen_encoder("conv3d-random", folder).digest == changed.digest
+    with pytest.raises(DataError, match=r"told whose digest is \w{12} and not aaaaaaaaaaaa"):
+        told_encoder("conv3d-random", file.read_bytes(), "a" * 64, tmp_path / "mine")
+    assert frozen_encoder("conv3d-random", tmp_path / "mine").digest == changed.digest
 
 
 def test_weights_of_another_recipe_under_its_name_are_made_again(

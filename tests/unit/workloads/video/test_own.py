@@ -15,6 +15,8 @@ import torch
 
 from core.config import RunConfig, parse_assignments
 from core.errors import ConfigError, DataError
+from core.tensor_file import read_tensors, write_tensors
+from data.video.encoder import RECIPES, encoder_file, encoder_of, frozen_encoder
 from data.video.formats.table import FORMATS
 from data.video.records import Corpus, Event, Gold, Video
 from pairing.configuration import parse_config
@@ -247,32 +249,40 @@ def test_without_the_features_that_a_federation_needs_the_place_is_told(
         load_own_videos(str(mine), OPTIONS, form)
 
 
-class Encoder:
-    """A frozen encoder of a known digest."""
+def with_encoder(form: VideoForm, folder: Path) -> VideoForm:
+    """The same federation, of an encoder whose weights it made in `folder`."""
+    encoder = frozen_encoder("conv3d-random", folder)
+    weights = encoder_file(encoder.name, folder).read_bytes()
+    return dataclasses.replace(
+        form,
+        encoder=encoder.name,
+        encoder_sha256=encoder.digest,
+        encoder_weights=weights,
+        feature_width=WIDTH,
+    )
 
-    def __init__(self, name: str, digest: str) -> None:
-        self.name, self.digest = name, digest
 
-
-def test_another_encoder_is_refused_with_the_way_out(
-    mine: Path, form: VideoForm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_weights_that_are_not_the_told_encoders_are_refused(
+    mine: Path, form: VideoForm, tmp_path: Path
 ) -> None:
-    asked: list[tuple[str, Path]] = []
-
-    def frozen_encoder(name: str, folder: Path) -> Encoder:
-        asked.append((name, folder))
-        return Encoder(name, "b" * 64)
-
-    monkeypatch.setattr("workloads.video.own.frozen_encoder", frozen_encoder)
-    seen = dataclasses.replace(form, encoder="conv3d-random", encoder_sha256="a" * 64)
-    options = VideoOptions(cache=str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=r"bbbbbbbbbbbb here and aaaaaaaaaaaa .*copy conv3d-random"):
-        load_own_videos(str(mine), options, seen)
-    assert asked == [("conv3d-random", (tmp_path / "cache").resolve())]
+    seen = with_encoder(form, tmp_path / "servers")
+    cache = tmp_path / "cache"
+    for spoilt in (
+        {"encoder_sha256": "a" * 64},
+        {"encoder_weights": b""},
+        {"encoder_weights": seen.encoder_weights[:-1]},
+    ):
+        with pytest.raises(DataError, match="weights of encoder conv3d-random were told"):
+            load_own_videos(
+                str(mine),
+                VideoOptions(cache=str(cache)),
+                dataclasses.replace(seen, **spoilt),
+            )
+        assert not [path for path in cache.iterdir() if path.suffix != ".lock"]
 
 
 def test_features_are_made_by_the_federations_encoder_and_no_other(
-    mine: Path, form: VideoForm, monkeypatch: pytest.MonkeyPatch
+    mine: Path, form: VideoForm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the configuration names, which is the server's."""
     asked: list[str] = []
@@ -281,20 +291,25 @@ def test_features_are_made_by_the_federations_encoder_and_no_other(
         asked.append(options.encoder)
         return {video.name: torch.zeros(4, WIDTH) for video in corpus.videos}
 
-    monkeypatch.setattr(
-        "workloads.video.own.frozen_encoder", lambda name, folder: Encoder(name, "a" * 64)
-    )
     monkeypatch.setattr("workloads.video.own.features_for", features_for)
-    seen = dataclasses.replace(form, encoder="conv3d-random", encoder_sha256="a" * 64)
-    load_own_videos(str(mine), VideoOptions(encoder="conv3d-shapestory"), seen)
+    seen = with_encoder(form, tmp_path / "servers")
+    cache = str(tmp_path / "cache")
+    load_own_videos(str(mine), VideoOptions(encoder="conv3d-shapestory", cache=cache), seen)
     load_own_videos(str(mine), VideoOptions(encoder="given:/server"), form)
     assert asked == ["conv3d-random", f"given:{mine / 'features'}"]
+    assert frozen_encoder("conv3d-random", tmp_path / "cache").digest == seen.encoder_sha256
+
+
+def change_weights(path: Path) -> None:
+    """As another version of torch might have trained or drawn them."""
+    weights, about = read_tensors(path)
+    write_tensors(path, {name: 1.01 * value for name, value in weights.items()}, about)
 
 
 def test_files_are_seen_as_the_federation_sees_its_own_and_broken_ones_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Real files through the real encoder, which server and client make each for themselves."""
+    """Real files through the server's encoder, whose weights no client could make again."""
     for who in ("server", "client"):
         write_corpus(tmp_path / who, train=3, validation=1, test=1)
         shutil.rmtree(tmp_path / who / "features")
@@ -303,6 +318,8 @@ def test_files_are_seen_as_the_federation_sees_its_own_and_broken_ones_left_out(
             film(tmp_path / who / video.path, num_frames=20 + 5 * i)
     words = [f"video.source=shapestory:{tmp_path / 'server'}", "video.encoder=conv3d-random"]
     config = config_of(words, video__cache=str(tmp_path / "servers-cache"))
+    encoder_of("conv3d-random", RECIPES["conv3d-random"], tmp_path / "servers-cache")
+    change_weights(encoder_file("conv3d-random", tmp_path / "servers-cache"))
     server = open_workload(config, torch.device("cpu"))
     assert isinstance(server, Vlm)
     (tmp_path / "client" / Corpus.read(tmp_path / "client").videos[1].path).write_bytes(b"broken")
@@ -358,7 +375,10 @@ def test_videos_on_which_no_task_finds_anything_are_refused(mine: Path, federati
 def test_the_form_of_a_federation_survives_the_wire(federation: Vlm, form: VideoForm) -> None:
     assert VideoForm.from_text(form.to_text()) == form
     assert form == VideoForm.of(federation.dataset, federation.config.section(VideoOptions))
-    assert form.encoder == "given" and form.encoder_sha256 == ""
+    assert form.encoder == "given" and form.encoder_sha256 == "" and form.encoder_weights == b""
+    for weights in (b"\x00\xff", b"x" * 1000):
+        told = dataclasses.replace(form, encoder_weights=weights)
+        assert VideoForm.from_text(told.to_text()) == told
     assert set(form.recipes) >= {clip.video.topic for clip in federation.dataset.splits["test"]}
 
 
@@ -380,6 +400,8 @@ def test_a_form_tells_nothing_of_where_the_servers_files_lie(
         {"feature_width": "x"},
         {"encoder": "s3d"},
         {"encoder": "given:/etc"},
+        {"encoder_weights": "?"},
+        {"encoder_weights": 7},
         {"topics": None},
     ],
 )

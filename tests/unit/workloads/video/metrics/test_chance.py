@@ -8,13 +8,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
 from workloads.video.metrics import captions, chance, localization, retrieval, segmentation
 from workloads.video.metrics.chance import (
     guessed_answers,
+    guessed_median_rank,
     guessed_ranks,
     guessed_recall,
     majority_accuracy,
@@ -46,6 +47,33 @@ def test_retrieval_by_hand() -> None:
     assert median_rank(found) == 500.5
     # Two of four are right: both places of the first two are wrong in 1 of 6 choices.
     assert recall_at(guessed_ranks(np.array([2]), 4), 2) == pytest.approx(5 / 6)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.data())
+def test_a_median_rank_is_the_mean_over_all_orders_of_every_text(
+    num_candidates: int, data: st.DataObject
+) -> None:
+    """Every way in which up to three texts can put their candidates in order."""
+    texts = st.tuples(st.integers(1, num_candidates), st.integers(1, 3))
+    right, asked = zip(*data.draw(st.lists(texts, min_size=1, max_size=3)), strict=True)
+    orders = list(itertools.permutations(range(num_candidates)))
+    first = [[min(order.index(one) for one in range(r)) + 1 for order in orders] for r in right]
+    medians = [np.median(np.repeat(drawn, asked)) for drawn in itertools.product(*first)]
+    found = guessed_median_rank(np.array(right), np.array(asked), num_candidates)
+    assert found == pytest.approx(np.mean(medians))
+
+
+def test_a_median_rank_by_hand() -> None:
+    # Of 1000 clips each text has one, and the median of three even draws is in the middle.
+    ones = np.ones(3, np.int64)
+    assert guessed_median_rank(ones, ones, 1000) == pytest.approx(500.5)
+    # Two of three are right: the first is one of them in 2 of 3 orders, else the second.
+    assert guessed_median_rank(np.array([2]), np.array([1]), 3) == pytest.approx(4 / 3)
+    # Three that ask it apart: the middle is above 1 where two or three of them are.
+    apart = guessed_median_rank(np.full(3, 2), ones, 3)
+    assert apart == pytest.approx(1 + 3 * (1 / 3) ** 2 * (2 / 3) + (1 / 3) ** 3)
+    assert median_rank(guessed_ranks(np.full(3, 2), 3)) == pytest.approx(4 / 3) != apart
 
 
 def test_answers_and_majority_by_hand() -> None:
@@ -83,6 +111,9 @@ def test_what_does_not_fit_is_refused() -> None:
     for counts in ([], [0], [5]):
         with pytest.raises(DataError, match="right candidates"):
             guessed_ranks(np.array(counts, np.int64), 4)
+    for asked in ([1], [1, 0]):
+        with pytest.raises(DataError, match="each must be asked"):
+            guessed_median_rank(np.ones(2, np.int64), np.array(asked), 4)
     for questions in ([], [3, 0]):
         with pytest.raises(DataError, match="questions with"):
             guessed_answers(questions)

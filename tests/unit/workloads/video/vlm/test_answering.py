@@ -97,6 +97,17 @@ def test_ties_count_by_the_chance_of_drawing_the_right_one(
     assert found.num_items == len(asked)
 
 
+@pytest.mark.parametrize("word", ["blue", "red"])
+def test_a_model_that_gives_no_numbers_answers_nothing(word: str) -> None:
+    """As of a model that diverged: its run is judged and goes on record."""
+    plain = clip_of(1, questions=(question("blue", "red"), question("star", "circle")))
+    clip = Clip(plain.video, torch.tensor([[2.0, 0.5]]))
+    model = vectors({**BY_WORD, word: [math.nan, 0.0]})
+    found = answering_on([clip]).judge(model, [clip])
+    assert found.scores == {"answer_accuracy": 1 / 2}
+    assert math.isnan(found.loss)
+
+
 def test_judging_tells_trainings_loss_and_what_was_answered() -> None:
     plain = clip_of(1, questions=(question("blue", "red"), question("red", "circle")))
     clip = Clip(plain.video, torch.tensor([[2.0, 0.5]]))

@@ -36,6 +36,7 @@ def refused(*words: str, strategy: str = "fedavg") -> dict[str, str]:
             "vlm.max-caption",
             "at most vlm.max-text=61",
         ),
+        (["vlm.max-text=12", "vlm.min-text=13"], "vlm.min-text", "at most vlm.max-text=12"),
         (
             ["vlm.clients-without-text=0.6", "vlm.clients-without-video=0.5"],
             "vlm.clients-without-video",

@@ -13,11 +13,13 @@ import torch
 
 from core.config import parse_assignments
 from core.errors import ConfigError
+from core.groups import is_in
 from core.parameters import ParameterVector, weights_of
 from core.seeds import derive_seed, seeded_globals, torch_generator
 from core.wire import Record
 from data.video.records import Corpus, Event, Video
 from pairing.configuration import parse_config
+from server.checkpoint import Checkpoint
 from server.preparation import prepare
 from strategies.base import ClientTask, ServerState, ServerTask
 from strategies.centralized import Centralized
@@ -279,6 +281,23 @@ def test_tasks_that_a_split_has_nothing_for_are_refused_before_anything_starts(
         prepare(config)
 
 
+def test_retrieval_with_nothing_to_tell_apart_in_a_batch_is_refused(tmp_path: Path) -> None:
+    """With one clip in a batch its loss is zero, whatever the model."""
+    splits = {"train": (EVENT,), "validation": (EVENT,), "test": (EVENT,)}
+    corpus = handmade_corpus(tmp_path / "c", some_videos(**splits), {"tea": (STEP,)})
+    keys = {**TINY, **corpus, "partition.scheme": "iid", "train.batch-size": "1"}
+    with pytest.raises(ConfigError, match=r"train\.batch-size=1: .* take 2 or more"):
+        prepare(parse_config({**keys, "vlm.tasks": "segmentation;retrieval"}))
+    prepare(parse_config({**keys, "vlm.tasks": "retrieval", "train.batch-size": "2"}))
+    prepare(parse_config({**keys, "vlm.tasks": "segmentation"}))
+    two = {**splits, "train": (EVENT, Event((3, 5), "a star spins"))}
+    several = handmade_corpus(tmp_path / "s", some_videos(**two), {"tea": (STEP,)})
+    alone = {**keys, **several, "vlm.tasks": "retrieval"}
+    prepare(parse_config(alone))
+    with pytest.raises(ConfigError, match=r"train\.batch-size=1"):
+        prepare(parse_config({**alone, "vlm.retrieval": "videos"}))
+
+
 def test_a_task_is_refused_whatever_the_same_corpus_was_loaded_for_before(tmp_path: Path) -> None:
     splits = {"train": (EVENT,), "validation": (EVENT,), "test": (EVENT,)}
     corpus = handmade_corpus(tmp_path / "c", some_videos(**splits), {})
@@ -349,3 +368,49 @@ def test_one_clients_round_is_the_central_step_on_the_same_batch(
     assert client.objective.metrics() == {
         name: value for name, value in expected.metrics.items() if name != "train_loss"
     }
+
+
+def test_weights_of_another_vocabulary_are_refused_whatever_their_shapes(tmp_path: Path) -> None:
+    """Two corpora have the same words, the one more often this and the other that."""
+    videos = some_videos(train=(EVENT,), validation=(EVENT,), test=(EVENT,))
+    corpora = [
+        handmade_corpus(
+            tmp_path / said,
+            [dataclasses.replace(video, paragraph=said) for video in videos],
+            {"tea": (STEP,)},
+        )
+        | {"partition.scheme": "iid"}
+        for said in ("tea tea milk", "milk milk tea")
+    ]
+    one, other = (opened(corpus, "segmentation,captioning") for corpus in corpora)
+    model = one.build_model(0)
+    shapes = [
+        {n: v.shape for n, v in m.state_dict().items()} for m in (model, other.build_model(0))
+    ]
+    assert shapes[0] == shapes[1]
+    assert all(any(is_in(name, group) for name in shapes[0]) for group in one.numbering())
+    start = tmp_path / "start.safetensors"
+    Checkpoint(1, ServerState(weights_of(model)), {}, 0).write(start, "run", one.numbering())
+    keys = {**TINY, **BEAMS, "vlm.tasks": "segmentation,captioning", "start-from": str(start)}
+    loaded = prepare(parse_config({**keys, **corpora[0]})).model.state_dict()
+    assert torch.equal(loaded["lm.bias"], model.state_dict()["lm.bias"])
+    with pytest.raises(ConfigError, match=r"word_embeddings\.weight with rows for the vocabulary"):
+        prepare(parse_config({**keys, **corpora[1]}))
+    longer = {"vlm.max-video": "20", "vlm.max-text": "73", "vlm.window-step": "8"}
+    with pytest.raises(ConfigError, match=r"rows for vlm\.max-video=32, .* vlm\.max-video=20"):
+        prepare(parse_config({**keys, **corpora[0], **longer}))
+
+
+def test_steps_of_the_classifier_are_numbered_by_their_texts(tmp_path: Path) -> None:
+    videos = some_videos(train=(EVENT,), validation=(EVENT,), test=(EVENT,))
+    one: dict[str, tuple[str, ...]] = {"tea": (STEP,)}
+    found = [
+        opened(
+            handmade_corpus(tmp_path / str(i), videos, recipe),
+            "segmentation",
+            partition__scheme="iid",
+        ).numbering()
+        for i, recipe in enumerate([one, one, one | {"milk": ("a star spins",)}])
+    ]
+    assert found[0] == found[1]
+    assert found[0]["heads.segmentation"] != found[2]["heads.segmentation"]
