@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,15 @@ class Dataset(Protocol):
 
     def content(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Training examples at `indices` (int64, shape (n,)) as stored: to know their owner by."""
+
+
+@runtime_checkable
+class DealtInUnits(Protocol):
+    """A data set of which some examples belong together, such as the clips of one video."""
+
+    @property
+    def train_units(self) -> torch.Tensor:
+        """Unit of every training example, int64, shape (N,): no two clients share one."""
 
 
 class Objective(ABC):

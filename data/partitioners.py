@@ -6,6 +6,7 @@ the attempt's number. An attempt that leaves a client short is put on record and
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from core.config import PartitionConfig
 from core.errors import DataError
 from core.seeds import derive_seed, numpy_generator
-from core.workload import Dataset
+from core.workload import Dataset, DealtInUnits
 from data.partition import FailedAttempt, Indices, Partition
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def load_or_make_partition(dataset: Dataset, config: PartitionConfig, seed: int)
         DataError: The file does not fit the images or the configuration; or as `make_partition`.
     """
     labels, num_classes = dataset.train_labels.numpy(), len(dataset.class_names)
+    units = dataset.train_units.numpy() if isinstance(dataset, DealtInUnits) else None
     if not config.file:
-        return make_partition(labels, num_classes, dataset.name, config, seed)
+        return make_partition(labels, num_classes, dataset.name, config, seed, units=units)
     partition = Partition.read(Path(config.file).expanduser())
     expected: dict[str, tuple[object, object]] = {
         "data.source": (partition.source, dataset.name),
@@ -66,6 +68,11 @@ def load_or_make_partition(dataset: Dataset, config: PartitionConfig, seed: int)
                 f"a client holds {smallest} examples, below partition.min-examples="
                 f"{config.min_examples}"
             )
+        elif units is not None and _num_divided(units, partition.clients):
+            problems.append(
+                f"it divides {_num_divided(units, partition.clients)} units of examples that "
+                "belong together, such as clips of one video, among clients"
+            )
     if problems:
         raise DataError(
             f"partition.file={config.file} does not fit: {'; '.join(problems)}; change these, or "
@@ -75,7 +82,13 @@ def load_or_make_partition(dataset: Dataset, config: PartitionConfig, seed: int)
 
 
 def make_partition(
-    labels: Indices, num_classes: int, source: str, config: PartitionConfig, seed: int
+    labels: Indices,
+    num_classes: int,
+    source: str,
+    config: PartitionConfig,
+    seed: int,
+    *,
+    units: Indices | None = None,
 ) -> Partition:
     """Deal every training image to one client.
 
@@ -98,10 +111,14 @@ def make_partition(
         source: Name of the data source, for the record.
         config: Scheme and parameters.
         seed: The run's seed; the same gives the same partition.
+        units: int64, shape (N,): examples of one unit go to one client. Units are dealt as single
+            examples would be, each by the label of its first. None where all examples stand alone.
 
     Raises:
         DataError: The settings cannot be met, or were not in ``config.max_attempts`` attempts.
     """
+    if units is not None and len(np.unique(units)) < len(units):
+        return _of_units(labels, num_classes, source, config, seed, units)
     _refuse_infeasible(labels, config)
     deal, parameters = _SCHEMES[config.scheme]
     failed: list[FailedAttempt] = []
@@ -140,6 +157,36 @@ def make_partition(
         f"examples in partition.max-attempts={config.max_attempts}; the last time "
         f"{failed[-1].reason}; {relax}lower partition.min-examples or partition.clients"
     )
+
+
+def _of_units(
+    labels: Indices,
+    num_classes: int,
+    source: str,
+    config: PartitionConfig,
+    seed: int,
+    units: Indices,
+) -> Partition:
+    """Deal units by their first examples, and the other examples after them."""
+    _, firsts, unit_of = np.unique(units, return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
+    dealt = make_partition(labels[firsts[order]], num_classes, source, config, seed)
+    owner = np.empty(len(order), np.int64)
+    for client, mine in enumerate(dealt.clients):
+        owner[order[mine]] = client
+    clients = tuple(np.flatnonzero(owner[unit_of] == k) for k in range(len(dealt.clients)))
+    return dataclasses.replace(
+        dealt,
+        num_examples=len(labels),
+        clients=clients,
+        class_counts=_class_counts(labels, num_classes, clients),
+    )
+
+
+def _num_divided(units: Indices, clients: Sequence[Indices]) -> int:
+    """Units that more than one client has examples of."""
+    held = np.concatenate([np.unique(units[client]) for client in clients])
+    return int((np.unique(held, return_counts=True)[1] > 1).sum())
 
 
 def _class_counts(

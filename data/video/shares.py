@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from core.errors import DataError
+from core.records import write_whole
 from data.video.records import DESCRIPTION, Corpus, Video
 
 GIVEN_FEATURES = "features"
 """Folder of a client's corpus with its features, where a federation's encoder is its user's own."""
 
 _DEALT = "dealt_to_client"
+
+_IN_THE_MAKING = "dealing.json"
+"""Paths of all files that an unfinished deal may have put into a folder, or not yet removed."""
 
 
 def write_share(
@@ -61,25 +65,32 @@ def write_share(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        listed = sorted(str(path) for path in before | files.keys())
+        write_whole(folder / _IN_THE_MAKING, (json.dumps(listed) + "\n").encode())
         for path in before - files.keys():
             (folder / path).unlink(missing_ok=True)
         for path, source in files.items():
             if source.is_file():  # a client survives a missing file as anybody does
                 _link(source.resolve(), folder / path)
         share.write()
+        (folder / _IN_THE_MAKING).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{folder} cannot be written: {error}; name another folder") from error
     return folder
 
 
 def _dealt_before(folder: Path) -> set[PurePosixPath]:
-    """Files of an earlier deal.
+    """Files of an earlier deal, also of one that was cut off.
 
     Raises:
         DataError: The folder holds a corpus that was not dealt.
     """
+    before: set[PurePosixPath] = set()
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        paths = map(PurePosixPath, json.loads((folder / _IN_THE_MAKING).read_bytes()))
+        before |= {path for path in paths if not path.is_absolute() and ".." not in path.parts}
     if not (folder / DESCRIPTION).exists():
-        return set()
+        return before
     try:
         was_dealt = _DEALT in json.loads((folder / DESCRIPTION).read_bytes())["made_with"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -88,10 +99,10 @@ def _dealt_before(folder: Path) -> set[PurePosixPath]:
         raise DataError(
             f"{folder} holds a corpus that was not dealt; name another folder, or remove it"
         )
-    before: tuple[Video, ...] = ()
     with contextlib.suppress(DataError):  # the deal was cut off
-        before = Corpus.read(folder).videos
-    return {path for video in before for path in (_inside(video), _features(video))}
+        for video in Corpus.read(folder).videos:
+            before |= {_inside(video), _features(video)}
+    return before
 
 
 def _inside(video: Video) -> PurePosixPath:

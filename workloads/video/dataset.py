@@ -76,6 +76,13 @@ class VideoDataset:
         """Stratum of every training video, int64, shape (N,)."""
         return self.strata
 
+    @property
+    def train_units(self) -> torch.Tensor:
+        """Which file each training video is of or a clip of, int64, shape (N,)."""
+        numbers: dict[str, int] = {}
+        files = [clip.record.path for clip in self.splits["train"]]
+        return torch.tensor([numbers.setdefault(file, len(numbers)) for file in files]).long()
+
     def content(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A digest of each training video at `indices`, uint8, shape (n, 32)."""
         clips = [self.splits["train"][i] for i in indices.tolist()]

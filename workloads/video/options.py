@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from core.config import choice, text
+from core.errors import Problem
 from data.video.formats.table import FORMATS, GENERATED
 
 SOURCES = (GENERATED, *FORMATS)
@@ -56,6 +58,15 @@ class VideoOptions:
         "what partitions deal videos by: their topic, or how much of their narration is noise",
         ["topic", "narration"],
     )
+
+    def problems(self) -> Iterable[Problem]:
+        """Keys that do not go together."""
+        if self.sight == "single-frame" and self.encoder.startswith(GIVEN):
+            rule = (
+                f"is what an encoder is shown, and video.encoder={self.encoder} was shown all "
+                "there is; name features that were made of single frames, and leave this out"
+            )
+            yield Problem("video.sight", self.sight, rule)
 
     @property
     def seen(self) -> Sight:

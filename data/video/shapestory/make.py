@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,8 +38,10 @@ from data.video.shapestory.render import (
     render_event,
     sound_of,
 )
-from data.video.shapestory.script import Narrating, Script, write_script
+from data.video.shapestory.script import Narrating, Script, name_of, write_script
 from data.video.shapestory.world import Topic, make_world
+
+logger = logging.getLogger("tessera")
 
 NAME = "shapestory"
 VERSION = 1
@@ -144,6 +147,8 @@ def make_corpus(
 ) -> Corpus:
     """Make a corpus, or finish one that was cut off; files that are there are kept.
 
+    Of a finished one, files that have changed since are made again, which is told.
+
     Args:
         recipe: What it is made from; the same gives the same bytes.
         root: Its folder.
@@ -154,6 +159,7 @@ def make_corpus(
         DataError: The folder holds something else, or cannot be written.
     """
     _refuse_other(recipe, root)
+    before = _digests(root)
     making = (json.dumps(recipe.made_with(), indent=2) + "\n").encode()
     try:
         write_whole(root / IN_THE_MAKING, making)
@@ -162,7 +168,8 @@ def make_corpus(
     world = make_world(recipe.seed)
     videos = []
     with _mapped(workers) as mapped:
-        for video in mapped(_make_video, [(recipe, root, *which) for which in recipe.videos]):
+        tasks = [(recipe, root, before.get(name_of(*one), ""), *one) for one in recipe.videos]
+        for video in mapped(_make_video, tasks):
             videos.append(video)
             made()
     recipes = {topic.name: tuple(step.text for step in topic.steps) for topic in world.topics}
@@ -170,7 +177,7 @@ def make_corpus(
         **recipe.made_with(),
         "held_out": [thing.text for thing in world.held_out],
         "odd": {
-            f"{split}-{index:05d}": oddity
+            name_of(split, index): oddity
             for split, index in recipe.videos
             if (oddity := recipe.oddity(split, index))
         },
@@ -206,6 +213,16 @@ def _refuse_other(recipe: Recipe, root: Path) -> None:
         raise DataError(f"{root} holds other files; name an empty or a new folder")
 
 
+def _digests(root: Path) -> dict[str, str]:
+    """SHA-256 of every file of a finished corpus by its video's name; else nothing."""
+    if not (root / DESCRIPTION).is_file():
+        return {}
+    try:
+        return {video.name: video.sha256 for video in Corpus.read(root).videos}
+    except DataError:  # it is written anew
+        return {}
+
+
 @contextmanager
 def _mapped(workers: int) -> Iterator[Callable[..., Iterator[Video]]]:
     if workers == 1:
@@ -219,9 +236,9 @@ def _mapped(workers: int) -> Iterator[Callable[..., Iterator[Video]]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _make_video(which: tuple[Recipe, Path, Split, int]) -> Video:
-    """Make one video, unless its file is there; its record in any case."""
-    recipe, root, split, index = which
+def _make_video(which: tuple[Recipe, Path, str, Split, int]) -> Video:
+    """Make one video, unless its file is there as it was made; its record in any case."""
+    recipe, root, before, split, index = which
     world = make_world(recipe.seed)
     script = write_script(
         world, recipe.narrating, seed=recipe.seed, split=split, index=index, fps=FPS
@@ -234,11 +251,20 @@ def _make_video(which: tuple[Recipe, Path, Split, int]) -> Video:
     seed = derive_seed(recipe.seed, "pictures", split, index)
     frames, tracks = _draw(script, numpy_generator(seed))
     file = root / path
-    if not file.is_file():
+    content = file.read_bytes() if file.is_file() else None
+    if content is not None and before not in ("", _sha256(content)):
+        logger.warning("%s has changed since it was made and is made again", file)
+        content = None
+    if content is None:
         noise = numpy_generator(derive_seed(recipe.seed, "sound", split, index))
         sound = _sound(script, recipe.narrating, noise)
-        write_whole(file, _file(frames, sound, container, oddity, numpy_generator(seed)))
-    return _record(script, path, tracks, file.read_bytes(), has_sound=oddity != "no-sound")
+        content = _file(frames, sound, container, oddity, numpy_generator(seed))
+        write_whole(file, content)
+    return _record(script, path, tracks, _sha256(content), has_sound=oddity != "no-sound")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _background(topic: Topic) -> Background:
@@ -332,7 +358,7 @@ def _record(
     script: Script,
     path: str,
     tracks: list[tuple[tuple[Box, ...], ...]],
-    content: bytes,
+    sha256: str,
     *,
     has_sound: bool,
 ) -> Video:
@@ -359,7 +385,7 @@ def _record(
         fps=FPS,
         size=(SIZE_PX, SIZE_PX),
         audio_hz=AUDIO_HZ if has_sound else None,
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=sha256,
         gold=Gold(
             objects,
             tuple(scene.parse for scene in script.scenes),

@@ -124,6 +124,11 @@ class Script:
         )
 
 
+def name_of(split: Split, index: int) -> str:
+    """A video's name, by its number within its split."""
+    return f"{split}-{index:05d}"
+
+
 def write_script(
     world: World, narrating: Narrating, *, seed: int, split: Split, index: int, fps: float
 ) -> Script:
@@ -151,7 +156,7 @@ def write_script(
     narration = _narration(world, topic, scenes, noise, duration_s, narrating, generator)
     told = [tell(s.things, generator.integers(3, size=len(s.things)).tolist())[0] for s in scenes]
     return Script(
-        name=f"{split}-{index:05d}",
+        name=name_of(split, index),
         split=split,
         topic=topic,
         scenes=tuple(scenes),
@@ -162,7 +167,7 @@ def write_script(
         captions=(" and ".join(told[:2]), f"{told[-1]} in the {topic.name}"),
         paragraph=_paragraph(told),
         questions=_questions(scenes, generator),
-        moments=_moments(f"{split}-{index:05d}", scenes, duration_s, generator),
+        moments=_moments(name_of(split, index), scenes, duration_s, generator),
     )
 
 

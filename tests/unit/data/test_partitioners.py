@@ -318,6 +318,41 @@ def test_settings_that_cannot_be_met_are_refused(keys: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=6)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_no_two_clients_have_examples_of_one_unit(scheme: str, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    labels, units = generator.integers(0, 4, 300), generator.integers(0, 150, 300)
+    config = PartitionConfig(scheme=scheme, clients=5, min_examples=1, alpha=1.0)
+    partition = make_partition(labels, 4, "here", config, seed, units=units)
+    assert sorted(np.concatenate(partition.clients)) == list(range(300))
+    assert partition.num_examples == 300
+    for k, mine in enumerate(partition.clients):
+        assert np.array_equal(mine, np.sort(mine))
+        assert np.array_equal(partition.class_counts[k], np.bincount(labels[mine], minlength=4))
+        others = np.concatenate([c for i, c in enumerate(partition.clients) if i != k])
+        assert not set(units[mine]) & set(units[others])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_units_of_one_example_are_dealt_as_examples(scheme: str) -> None:
+    config = PartitionConfig(scheme=scheme, clients=5, min_examples=1)
+    units = np.random.default_rng(1).permutation(len(LABELS))
+    plain = make_partition(LABELS, 10, "here", config, 3)
+    assert same(plain, make_partition(LABELS, 10, "here", config, 3, units=units))
+
+
+def test_units_of_two_examples_are_dealt_by_the_label_of_the_first() -> None:
+    """Which is as if the first examples alone were dealt."""
+    units = np.repeat(np.arange(len(LABELS)), 2)
+    config = PartitionConfig(scheme="dirichlet", clients=5, min_examples=1)
+    plain = make_partition(LABELS, 10, "here", config, 3)
+    twice = make_partition(np.repeat(LABELS, 2), 10, "here", config, 3, units=units)
+    for one, two in zip(plain.clients, twice.clients, strict=True):
+        assert np.array_equal(two, np.sort(np.concatenate([2 * one, 2 * one + 1])))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_file_round_trip(scheme: str, digits: ImageDataset, tmp_path: Path) -> None:
     config = PartitionConfig(scheme=scheme, min_examples=5)
     made = load_or_make_partition(digits, config, seed=2)

@@ -83,6 +83,7 @@ class Vlm(Workload, OwnData):
     def problems(cls, config: RunConfig) -> Iterable[Problem]:
         """Keys that do not go together."""
         options = config.section(VlmOptions)
+        yield from config.section(VideoOptions).problems()
         yield from options.problems()
         if options.meteor and (missing := meteor_missing()):
             yield Problem("vlm.meteor", "true", f"{missing.reason}, or leave it out")

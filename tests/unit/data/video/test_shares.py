@@ -109,6 +109,26 @@ def test_a_deal_that_was_cut_off_is_done_again(corpus: Corpus, tmp_path: Path) -
     assert [video.name for video in Corpus.read(share).videos] == ["v1", "v2"]
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_after_a_deal_that_was_cut_off_nobody_has_anothers_videos(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    share = tmp_path / "to"
+    if not is_first:
+        write_share(corpus, corpus.videos[1:2], share, client=0)
+
+    def cut(self: Corpus) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Corpus, "write", cut)
+        with pytest.raises(KeyboardInterrupt):
+            write_share(corpus, corpus.videos[:1], share, client=0, features=corpus.root / "given")
+    assert "videos/a/v0.mp4" in files(share)
+    write_share(corpus, corpus.videos[2:3], share, client=0)
+    assert files(share) == {"videos/a/v2.mp4", *SEAL}
+
+
 @pytest.mark.parametrize("path", ["../out.mp4", "/etc/passwd", "videos/../../out.mp4"])
 def test_files_outside_of_a_corpus_are_not_dealt(corpus: Corpus, tmp_path: Path, path: str) -> None:
     video = dataclasses.replace(corpus.videos[0], path=path)

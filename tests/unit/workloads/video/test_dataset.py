@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from core.config import PartitionConfig
 from core.errors import ConfigError, DataError
+from data.partitioners import load_or_make_partition
 from data.video.faults import FaultLog, VideoFault
 from data.video.records import (
     Alignment,
@@ -320,3 +322,29 @@ def test_what_is_told_of_a_clip_is_told_by_its_features_seconds(tmp_path: Path) 
     assert clip.record.events[0].span == (12.0, 14.0)
     (moved,) = on_device([clip], torch.device("cpu")).clips
     assert moved.video == clip.video and moved.record == clip.record
+
+
+def test_records_of_one_file_are_dealt_to_one_client(tmp_path: Path) -> None:
+    """CrossTask lists some videos under several tasks; so do clips of one file belong together."""
+    plain = [clip_of(seed=seed, topic="tea") for seed in range(12)]
+    clips = [
+        Clip(
+            dataclasses.replace(
+                clip.record, name=f"r{i}", path=f"f{i // 3}.mp4", clip=(10.0 * (i % 3), 60.0)
+            ),
+            clip.features,
+        )
+        for i, clip in enumerate(plain)
+    ]
+    dataset = dataset_with(clips)
+    assert dataset.train_units.tolist() == [i // 3 for i in range(12)]
+    config = PartitionConfig(scheme="iid", clients=2, min_examples=1)
+    partition = load_or_make_partition(dataset, config, seed=0)
+    files = [{i // 3 for i in mine.tolist()} for mine in partition.clients]
+    assert not files[0] & files[1] and [len(mine) for mine in partition.clients] == [6, 6]
+    swapped = (np.arange(5), np.arange(5, 12))
+    counts = np.array([[5], [7]])
+    file = tmp_path / "partition.json"
+    dataclasses.replace(partition, clients=swapped, class_counts=counts).write(file)
+    with pytest.raises(DataError, match="it divides 1 units of examples that belong together"):
+        load_or_make_partition(dataset, dataclasses.replace(config, file=str(file)), seed=0)

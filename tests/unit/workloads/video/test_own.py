@@ -23,7 +23,7 @@ from pairing.configuration import parse_config
 from tests.unit.data.video.films import film
 from tests.unit.workloads.video.corpora import WIDTH, write_corpus
 from workloads.table import open_workload
-from workloads.video.dataset import VideoDataset
+from workloads.video.dataset import Clip, VideoDataset
 from workloads.video.loading import load_videos
 from workloads.video.options import VideoOptions
 from workloads.video.own import VideoForm, check_own_videos, load_own_videos
@@ -429,6 +429,24 @@ def test_what_is_dealt_is_what_clients_hold(
                 assert torch.equal(clip.features, train[i].features)
                 assert clip.video == train[i].video
             assert torch.equal(found.strata, federation.dataset.strata[torch.from_numpy(indices)])
+
+
+def test_times_of_a_clip_are_the_same_at_the_client_that_it_is_dealt_to(
+    federation: Vlm, form: VideoForm, tmp_path: Path
+) -> None:
+    """They are told by the file's start on disk, and by the clip's in memory: moved once each."""
+    plain = federation.dataset.splits["train"]
+    train = tuple(
+        Clip(dataclasses.replace(clip.record, clip=(3.0, 60.0)), clip.features) for clip in plain
+    )
+    splits = {**federation.dataset.splits, "train": train}
+    dataset = dataclasses.replace(federation.dataset, splits=splits)
+    (place,) = dataclasses.replace(federation, dataset=dataset).write_shares(
+        [np.arange(len(train))], tmp_path / "dealt"
+    )
+    found = load_own_videos(str(place), OPTIONS, form).splits["train"]
+    assert [clip.video for clip in found] == [clip.video for clip in train]
+    assert found[0].video.events != plain[0].video.events
 
 
 @pytest.mark.parametrize("part", ["encoder", "lm", "encoder.embeddings"])

@@ -130,6 +130,16 @@ def test_a_tokenizer_without_a_special_token_is_refused(lacking: str) -> None:
         Vocabulary.of_source(Tokenizer(model).to_str())
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"\xff\xfe[PAD]\n", b"", b"[]"])
+def test_a_tokenizer_that_cannot_be_read_is_refused(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError):
+        Vocabulary.of_folder(tmp_path)
+
+
 @given(
     starts=st.lists(st.floats(0, 60), min_size=1, max_size=5),
     lengths=st.lists(st.floats(0, 9), min_size=5, max_size=5),

@@ -81,6 +81,21 @@ def test_sound_at_the_edge_of_what_is_taken_can_be_made(snr_db: float, tmp_path:
             assert 0 <= utterance.span[0] <= utterance.span[1] <= one.duration_s
 
 
+def test_a_file_that_has_changed_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = Recipe(train=1, validation=1, test=1, odd_files=False)
+    made = make_corpus(recipe, tmp_path / "made")
+    whole = digest(made.root)
+    file = made.root / made.videos[0].path
+    file.write_bytes(file.read_bytes()[:1000])
+    (made.root / made.videos[1].path).unlink()
+    assert make_corpus(recipe, made.root) == made
+    assert digest(made.root) == whole
+    (told,) = caplog.messages
+    assert told == f"{file} has changed since it was made and is made again"
+
+
 def test_two_processes_may_make_the_same(tmp_path: Path) -> None:
     """The other one ended first, and took the mark of the making with it."""
     recipe, root = Recipe(train=1, validation=1, test=1, odd_files=False), tmp_path / "made"

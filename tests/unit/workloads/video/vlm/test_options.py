@@ -55,6 +55,11 @@ def refused(*words: str, strategy: str = "fedavg") -> dict[str, str]:
         (["video.encoder=s3d"], "video.encoder", "given:DIR"),
         (["video.encoder=given:"], "video.encoder", "given:DIR"),
         (["video.sight=half"], "video.sight", "single-frame"),
+        (
+            ["video.encoder=given:s3d", "video.sight=single-frame"],
+            "video.sight",
+            "an encoder is sh",
+        ),
         (["video.strata=length"], "video.strata", "narration"),
         (["model.width=64"], "model.width", "workload vlm brings its own model"),
         (["data.source=mnist"], "data.source", "workload vlm brings its own data"),
