@@ -14,7 +14,7 @@ from pairing.configuration import parse_config
 from server.prediction import predict_bytes
 from server.preparation import prepare
 from tests.conftest import Federate
-from tests.integration.test_workloads import AVERAGING, tensors
+from tests.integration.test_workloads import AVERAGING, kept, tensors
 from tests.integration.vlm import vlm_keys
 from tests.unit.workloads.video.corpora import write_corpus
 from workloads.table import open_workload
@@ -68,6 +68,26 @@ def test_clients_without_a_modality_train_on_the_other(
         total = sum(w * c.metrics[name] for w, c in zip(weights, told, strict=True))
         assert last.server[name] == pytest.approx(total / sum(weights))
     assert last.bytes_up == sum(predict_bytes(prepare(parse_config(keys))).up[1])
+
+
+def test_what_reads_video_is_averaged_over_the_clients_that_have_it(
+    corpus: Mapping[str, object], federate: Federate
+) -> None:
+    """With all else frozen and one client that has video, it is what that client alone makes."""
+    more: dict[str, Any] = {"vlm__clients_without_video": 0.67, "groups__frozen": "encoder,lm"}
+    keys = vlm_keys(corpus, rounds=1, **more)
+    workload = open_workload(parse_config(keys), torch.device("cpu"))
+    assert isinstance(workload, Vlm)
+    (client,) = (k for k in range(3) if workload.modalities(k)[0])
+    path = federate(keys)
+    own = kept(federate(vlm_keys(corpus, "local", rounds=1, **more)), client, 1)
+    final, initial = tensors(path, 1), prepare(parse_config(keys)).initial_state().weights
+    names = [name for name in final if name.startswith("video.")]
+    assert any(not torch.equal(final[name], initial[name]) for name in names)
+    for name in names:
+        torch.testing.assert_close(final[name], own[name], rtol=1e-6, atol=1e-7)
+    last = RunFolder.open(path).read_rounds()[-1]
+    assert [client.outcome for client in last.clients] == ["counted"] * 3
 
 
 @pytest.mark.parametrize("tasks", ["retrieval", "segmentation,captioning"])
