@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from core.config import parse_assignments
 from core.records import RunFolder
+from experiments.run import run as simulate
 from pairing.configuration import parse_config
 from server.prediction import predict_bytes
 from server.preparation import prepare
+from server.progress import PlainProgress
 from tests.conftest import Federate
 from tests.integration.test_workloads import AVERAGING, kept, tensors
 from tests.integration.vlm import vlm_keys
@@ -43,6 +47,40 @@ def test_vlm_pre_trains_under_every_strategy_that_has_its_objective(
         moved = {name for name, value in final.items() if not torch.equal(value, first[name])}
         for part in ("encoder.embeddings.", "encoder.encoder.", "video.", "lm."):
             assert any(name.startswith(part) for name in moved), part
+
+
+@pytest.fixture(scope="module")
+def pretrained(
+    corpus: Mapping[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, torch.Tensor]:
+    """What one round of pre-training ends with."""
+    keys = {**vlm_keys(corpus, rounds=1), "runs": str(tmp_path_factory.mktemp("pretrained"))}
+    return tensors(simulate(parse_config({**keys, "name": "start"}), PlainProgress()), 1)
+
+
+@pytest.mark.parametrize("strategy", AVERAGING)
+def test_vlm_is_fine_tuned_under_every_strategy_from_what_was_pre_trained(
+    strategy: str,
+    corpus: Mapping[str, object],
+    pretrained: Mapping[str, torch.Tensor],
+    federate: Federate,
+    tmp_path: Path,
+) -> None:
+    """From another run's encoder, and a classifier that only this run has."""
+    start = tmp_path / "start.safetensors"
+    save_file(dict(pretrained), start)
+    tasks = "segmentation,retrieval"
+    keys = vlm_keys(corpus, strategy, tasks, start_from=str(start), rounds=1)
+    initial = prepare(parse_config(keys)).initial_state().weights
+    shared = [name for name in initial if name in pretrained]
+    assert shared and all(torch.equal(initial[name], pretrained[name]) for name in shared)
+    path = federate(keys)
+    last, final = RunFolder.open(path).read_rounds()[-1], tensors(path, 1)
+    assert {"loss/segmentation", "loss/retrieval"} <= last.server.keys()
+    assert last.test is not None and 0 <= last.test.primary <= 1
+    for part in ("encoder.encoder.", "video.", "heads.segmentation."):
+        names = [name for name in final if name.startswith(part)]
+        assert any(not torch.equal(final[name], initial[name]) for name in names), part
 
 
 def test_clients_without_a_modality_train_on_the_other(
