@@ -173,7 +173,7 @@ def _policy(scripts: Iterable[str]) -> str:
 
 
 def _title(comparison: Comparison) -> str:
-    sources = _values(comparison.runs, "data.source") or _values(comparison.runs, "video.source")
+    sources = _sources(comparison.runs)
     return f"Federated training on {joined(sources)}" if sources else "Federated training"
 
 
@@ -189,7 +189,7 @@ def _summary(comparison: Comparison, rows: Sequence[Row]) -> str:
         joined(labels) if few else f"{len(labels)} {'method' if len(labels) == 1 else 'methods'}"
     )
     sentences = [
-        f"{subject} trained on {joined(_values(runs, 'data.source')) or 'one data set'}, "
+        f"{subject} trained on {joined(_sources(runs)) or 'one data set'}, "
         f"{_held(joined(clients) + (' client' if clients == ['1'] else ' clients'), ways)}, "
         f"for {joined(rounds)} {'round' if rounds == ['1'] else 'rounds'}, "
         f"with {'seed' if len(seeds) == 1 else 'seeds'} {seeds_text(seeds)}."
@@ -295,6 +295,23 @@ def _values(runs: Iterable[LoadedRun], key: str) -> list[str]:
     found = dict.fromkeys(run.config[key] for run in runs if key in run.config)
     short = short_names(found)
     return [str(short.get(value, value)) for value in found]
+
+
+def _sources(runs: Iterable[LoadedRun]) -> list[str]:
+    """What runs were trained on: as their partition has it, since only some workloads read a key.
+
+    Without a partition it is what their configuration names.
+    """
+    keys = ("video.source", "data.source")
+    told = [
+        run.partition.source
+        if run.partition is not None
+        else next((run.config[key] for key in keys if key in run.config), None)
+        for run in runs
+    ]
+    found = dict.fromkeys(source for source in told if source is not None)
+    short = short_names(found)
+    return [str(short.get(source, source)) for source in found]
 
 
 def _notes(comparison: Comparison) -> Iterable[str]:

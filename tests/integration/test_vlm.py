@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from core.config import parse_assignments
 from core.records import RunFolder
+from experiments.run import run as simulate
 from pairing.configuration import parse_config
 from server.prediction import predict_bytes
 from server.preparation import prepare
+from server.progress import PlainProgress
 from tests.conftest import Federate
-from tests.integration.test_workloads import AVERAGING, tensors
+from tests.integration.test_workloads import AVERAGING, kept, tensors
 from tests.integration.vlm import vlm_keys
 from tests.unit.workloads.video.corpora import write_corpus
 from workloads.table import open_workload
@@ -45,6 +49,40 @@ def test_vlm_pre_trains_under_every_strategy_that_has_its_objective(
             assert any(name.startswith(part) for name in moved), part
 
 
+@pytest.fixture(scope="module")
+def pretrained(
+    corpus: Mapping[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, torch.Tensor]:
+    """What one round of pre-training ends with."""
+    keys = {**vlm_keys(corpus, rounds=1), "runs": str(tmp_path_factory.mktemp("pretrained"))}
+    return tensors(simulate(parse_config({**keys, "name": "start"}), PlainProgress()), 1)
+
+
+@pytest.mark.parametrize("strategy", AVERAGING)
+def test_vlm_is_fine_tuned_under_every_strategy_from_what_was_pre_trained(
+    strategy: str,
+    corpus: Mapping[str, object],
+    pretrained: Mapping[str, torch.Tensor],
+    federate: Federate,
+    tmp_path: Path,
+) -> None:
+    """From another run's encoder, and a classifier that only this run has."""
+    start = tmp_path / "start.safetensors"
+    save_file(dict(pretrained), start)
+    tasks = "segmentation,retrieval"
+    keys = vlm_keys(corpus, strategy, tasks, start_from=str(start), rounds=1)
+    initial = prepare(parse_config(keys)).initial_state().weights
+    shared = [name for name in initial if name in pretrained]
+    assert shared and all(torch.equal(initial[name], pretrained[name]) for name in shared)
+    path = federate(keys)
+    last, final = RunFolder.open(path).read_rounds()[-1], tensors(path, 1)
+    assert {"loss/segmentation", "loss/retrieval"} <= last.server.keys()
+    assert last.test is not None and 0 <= last.test.primary <= 1
+    for part in ("encoder.encoder.", "video.", "heads.segmentation."):
+        names = [name for name in final if name.startswith(part)]
+        assert any(not torch.equal(final[name], initial[name]) for name in names), part
+
+
 def test_clients_without_a_modality_train_on_the_other(
     corpus: Mapping[str, object], federate: Federate
 ) -> None:
@@ -68,6 +106,26 @@ def test_clients_without_a_modality_train_on_the_other(
         total = sum(w * c.metrics[name] for w, c in zip(weights, told, strict=True))
         assert last.server[name] == pytest.approx(total / sum(weights))
     assert last.bytes_up == sum(predict_bytes(prepare(parse_config(keys))).up[1])
+
+
+def test_what_reads_video_is_averaged_over_the_clients_that_have_it(
+    corpus: Mapping[str, object], federate: Federate
+) -> None:
+    """With all else frozen and one client that has video, it is what that client alone makes."""
+    more: dict[str, Any] = {"vlm__clients_without_video": 0.67, "groups__frozen": "encoder,lm"}
+    keys = vlm_keys(corpus, rounds=1, **more)
+    workload = open_workload(parse_config(keys), torch.device("cpu"))
+    assert isinstance(workload, Vlm)
+    (client,) = (k for k in range(3) if workload.modalities(k)[0])
+    path = federate(keys)
+    own = kept(federate(vlm_keys(corpus, "local", rounds=1, **more)), client, 1)
+    final, initial = tensors(path, 1), prepare(parse_config(keys)).initial_state().weights
+    names = [name for name in final if name.startswith("video.")]
+    assert any(not torch.equal(final[name], initial[name]) for name in names)
+    for name in names:
+        torch.testing.assert_close(final[name], own[name], rtol=1e-6, atol=1e-7)
+    last = RunFolder.open(path).read_rounds()[-1]
+    assert [client.outcome for client in last.clients] == ["counted"] * 3
 
 
 @pytest.mark.parametrize("tasks", ["retrieval", "segmentation,captioning"])

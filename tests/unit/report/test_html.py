@@ -358,6 +358,17 @@ def test_what_is_left_out_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     assert "The methods differ in partition.alpha" in page.prose
 
 
+def test_what_was_trained_on_is_what_was_dealt(make_run: MakeRun, tmp_path: Path) -> None:
+    """Every configuration has data.source, also that of a workload with data of its own."""
+    path = make_run("fedavg", rounds=1)
+    partition = path / "partition.json"
+    partition.write_text(json.dumps({**json.loads(partition.read_text()), "source": "shapestory"}))
+    page = Page(report([path], tmp_path))
+    assert "Federated training on shapestory" in page.prose
+    assert "fedavg trained on shapestory, dealt to" in page.prose
+    assert "digits" not in page.prose.partition("Results")[0]
+
+
 def test_many_methods_are_summed_up(make_run: MakeRun, tmp_path: Path) -> None:
     paths = [make_run("fedavg", rounds=1, name=f"r{n}", settings={"train.learning-rate": n / 10})
              for n in range(1, 13)]  # fmt: skip

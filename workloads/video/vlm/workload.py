@@ -57,6 +57,9 @@ from workloads.video.vlm.retrieval import Retrieval
 from workloads.video.vlm.segmentation import Segmentation
 from workloads.video.vlm.task import Task
 
+READS_VIDEO = "video"
+"""The part of the model that only clients with video train: the MLP of equation 1."""
+
 EXHIBITED_VIDEOS = 24
 STILLS = 4
 
@@ -103,6 +106,11 @@ class Vlm(Workload, OwnData):
             lacks["equal-forms"] = (
                 f"gives clients different tasks (vlm.tasks={options.tasks}), so that they send "
                 "different entries"
+            )
+        elif _num_without_video(config) and ("pretraining",) in options.task_sets:
+            lacks["equal-forms"] = (
+                "has clients without video (vlm.clients-without-video="
+                f"{options.clients_without_video:g}), which do not train or send what reads it"
             )
         return lacks
 
@@ -316,7 +324,7 @@ class Vlm(Workload, OwnData):
         order = numpy_generator(derive_seed(self.config.seed, "modalities")).permutation(count)
         place = int((order == partition_id).argmax())
         without_text = round(options.clients_without_text * count)
-        without_video = round(options.clients_without_video * count)
+        without_video = _num_without_video(self.config)
         is_without_text = place < without_text
         is_without_video = not is_without_text and place < without_text + without_video
         return not is_without_video, not is_without_text
@@ -359,8 +367,15 @@ class Vlm(Workload, OwnData):
         )
 
     def is_trained(self, entry: str, partition_id: int) -> bool:
-        """Whatever belongs to no task, or to one of the client's."""
+        """Whatever belongs to no task, or to one of the client's; what reads video, where it has.
+
+        Without video its tokens' MLP gets no gradient, and an average over it would hold back
+        clients that do train it.
+        """
         tasks = self.tasks_of(partition_id)
+        is_for_video = is_in(entry, READS_VIDEO) and _num_without_video(self.config) > 0
+        if is_for_video and tasks == ("pretraining",) and not self.modalities(partition_id)[0]:
+            return False
         mine = {group for task in tasks for group in BY_NAME[task].own_entries}
         others = {group for task in self.options.all_tasks for group in BY_NAME[task].own_entries}
         return not any(is_in(entry, group) for group in others - mine)
@@ -381,6 +396,11 @@ class Vlm(Workload, OwnData):
         """Means over the round's steps of what its tasks measure."""
         tasks = self.tasks_of(partition_id)
         return tuple(dict.fromkeys(m for task in tasks for m in self.task(task).measures()))
+
+
+def _num_without_video(config: RunConfig) -> int:
+    """Clients that pre-train on what is said alone."""
+    return round(config.section(VlmOptions).clients_without_video * config.partition.clients)
 
 
 @contextmanager

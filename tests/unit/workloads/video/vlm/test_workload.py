@@ -154,6 +154,28 @@ def test_the_configured_shares_of_clients_lack_a_modality(
     assert len(set(drawn)) == (1 if sum(expected) in (0, 10) else 3)
 
 
+def test_clients_without_video_do_not_train_what_reads_it(corpus: dict[str, str]) -> None:
+    """Unless another of their tasks does."""
+    without = {"partition__clients": "4", "vlm__clients_without_video": "0.5"}
+    alone = opened(corpus, "pretraining", **without)
+    names = list(alone.build_model(0).state_dict())
+    reading = {name for name in names if name.startswith("video.")}
+    assert len(reading) == 6
+    for client in range(4):
+        untrained = {name for name in names if not alone.is_trained(name, client)}
+        assert untrained == (set() if alone.modalities(client)[0] else reading)
+    assert "clients-without-video=0.5" in Vlm.lacks(alone.config)["equal-forms"]
+    # Others: a second task, a share that is rounded to no client, clients that lack text.
+    for tasks, more in (
+        ("pretraining,retrieval", without),
+        ("pretraining", {**without, "vlm__clients_without_video": "0.1"}),
+        ("pretraining", {"partition__clients": "4", "vlm__clients_without_text": "0.5"}),
+    ):
+        workload = opened(corpus, tasks, **more)
+        assert all(workload.is_trained(name, client) for name in names for client in range(4))
+        assert "equal-forms" not in Vlm.lacks(workload.config)
+
+
 def test_an_objective_is_the_sum_of_its_tasks_and_measures_their_means(
     corpus: dict[str, str],
 ) -> None:
