@@ -195,14 +195,32 @@ def _class_counts(
     return np.stack([np.bincount(labels[client], minlength=num_classes) for client in clients])
 
 
+def refuse_too_few(num_examples: int, config: PartitionConfig) -> None:
+    """Refuse what `make_partition` would refuse of any so many examples, before they are at hand.
+
+    Args:
+        num_examples: Training examples, or more than there may turn out to be.
+        config: Who deals them; clients that bring their own are dealt none.
+
+    Raises:
+        DataError: Not every client can have `config.min_examples`.
+    """
+    if config.scheme in _SCHEMES and (problems := _too_few(num_examples, config)):
+        raise DataError(problems[0])
+
+
+def _too_few(num_examples: int, config: PartitionConfig) -> list[str]:
+    if config.clients * config.min_examples <= num_examples:
+        return []
+    return [
+        f"partition.clients={config.clients} times partition.min-examples={config.min_examples} "
+        f"must be at most the {num_examples} training examples"
+    ]
+
+
 def _refuse_infeasible(labels: Indices, config: PartitionConfig) -> None:
     counts = np.unique(labels, return_counts=True)[1]
-    problems = []
-    if config.clients * config.min_examples > len(labels):
-        problems.append(
-            f"partition.clients={config.clients} times partition.min-examples="
-            f"{config.min_examples} must be at most the {len(labels)} training examples"
-        )
+    problems = _too_few(len(labels), config)
     if config.scheme == "pathological":
         each, slots = config.classes_per_client, config.clients * config.classes_per_client
         if each > len(counts):

@@ -19,7 +19,7 @@ from core.config import DataConfig, PartitionConfig
 from core.errors import DataError
 from data.dataset import ImageDataset
 from data.partition import Partition
-from data.partitioners import load_or_make_partition, make_partition
+from data.partitioners import load_or_make_partition, make_partition, refuse_too_few
 from data.sources import load_dataset
 
 Ints = npt.NDArray[np.int64]
@@ -286,6 +286,17 @@ def test_min_examples_holds_for_pathological_partitions_too() -> None:
             min_examples=15,
             max_attempts=2,
         )
+
+
+def test_too_few_examples_are_refused_without_them_as_they_would_be_with_them() -> None:
+    many = PartitionConfig(scheme="iid", clients=61, min_examples=10)
+    with pytest.raises(DataError) as early:
+        refuse_too_few(609, many)
+    with pytest.raises(DataError) as late:
+        make(labels=np.arange(609) % 10, scheme="iid", clients=61, min_examples=10)
+    assert str(early.value) == str(late.value)
+    refuse_too_few(610, many)
+    refuse_too_few(1, dataclasses.replace(many, scheme="own"))
 
 
 @pytest.mark.parametrize(

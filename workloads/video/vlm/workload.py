@@ -128,7 +128,7 @@ class Vlm(Workload, OwnData):
         """
         options = config.section(VlmOptions)
         vocabulary = Vocabulary.of_folder(Path(options.bert).expanduser()) if options.bert else None
-        return load_videos(config.section(VideoOptions), vocabulary)
+        return load_videos(config.section(VideoOptions), vocabulary, config.partition)
 
     def form(self) -> str:
         """Words, topics, steps, recipes, and the frozen encoder by its digest."""

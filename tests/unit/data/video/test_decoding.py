@@ -44,8 +44,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def stamps(path: Path) -> npt.NDArray[np.float64]:
     """When each frame of a file begins after the first, by decoding all of it without a seek."""
     with av.open(str(path)) as container:
-        found = np.array([float(frame.time) for frame in container.decode(video=0)])
-    return found - found[0]
+        found = [float(frame.time) for frame in container.decode(video=0)]
+    return np.array(found, np.float64) - found[0]
 
 
 def clip(path: Path, start_s: float, end_s: float, **options: Any) -> Clip:

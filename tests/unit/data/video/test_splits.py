@@ -24,6 +24,10 @@ def corpus_of(*splits: Split, files: int = 0) -> Corpus:
     return Corpus(Path("nowhere"), "own", tuple(videos))
 
 
+def many(split: Split, count: int) -> list[Split]:
+    return [split] * count
+
+
 def names(corpus: Corpus) -> set[str]:
     return {video.name for video in corpus.videos}
 
@@ -40,7 +44,7 @@ def test_a_corpus_with_all_splits_is_as_it_is(caplog: pytest.LogCaptureFixture) 
 
 def test_without_test_videos_those_of_validation_are(caplog: pytest.LogCaptureFixture) -> None:
     """As with QVHighlights and YouCook2, whose test labels are kept back."""
-    given = corpus_of(*["train"] * 30, *["validation"] * 5)
+    given = corpus_of(*many("train", 30), *many("validation", 5))
     found = with_all_splits(given, names(given))
     assert counts(found) == {"train": 27, "validation": 3, "test": 5}
     assert {v.name for v in found.of_split("test")} == {
@@ -58,7 +62,7 @@ def test_without_test_videos_those_of_validation_are(caplog: pytest.LogCaptureFi
 
 def test_without_validation_videos_some_of_training_are() -> None:
     """As with COIN and Charades-STA."""
-    given = corpus_of(*["train"] * 40, *["test"] * 5)
+    given = corpus_of(*many("train", 40), *many("test", 5))
     found = with_all_splits(given, names(given))
     assert counts(found) == {"train": 36, "validation": 4, "test": 5}
     assert found.of_split("test") == given.of_split("test")
@@ -66,7 +70,7 @@ def test_without_validation_videos_some_of_training_are() -> None:
 
 @given(st.integers(3, 30), st.integers(0, 2**32))
 def test_files_are_never_split_and_the_same_ones_are_drawn(files: int, shuffled: int) -> None:
-    given = corpus_of(*["train"] * (2 * files), files=files)
+    given = corpus_of(*many("train", 2 * files), files=files)
     found = with_all_splits(given, names(given))
     splits: dict[str, set[str]] = {}
     for video in found.videos:
@@ -80,7 +84,7 @@ def test_files_are_never_split_and_the_same_ones_are_drawn(files: int, shuffled:
 
 
 def test_what_cannot_be_read_is_not_held_out() -> None:
-    given = corpus_of(*["train"] * 30)
+    given = corpus_of(*many("train", 30))
     readable = {"v3", "v14", "v27"}
     found = with_all_splits(given, readable)
     assert {v.split for v in found.videos if v.name in readable} == {"train", "validation", "test"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from core.config import parse_assignments
-from core.errors import ConfigError
+from core.errors import ConfigError, DataError
 from core.groups import is_in
 from core.parameters import ParameterVector, weights_of
 from core.seeds import derive_seed, seeded_globals, torch_generator
@@ -80,6 +80,18 @@ def test_the_model_has_what_its_tasks_train(
     found = {".".join(name.split(".")[:2]) for name in names if name.startswith(("lm", "heads"))}
     assert found == parts
     assert {name.partition(".")[0] for name in names} - {"lm", "heads"} == {"encoder", "video"}
+
+
+def test_too_few_videos_are_refused_before_an_encoder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workloads.video.loading.frozen_encoder", None)
+    source, _ = write_corpus(tmp_path, train=15)
+    keys = dict(parse_assignments([source, "workload=vlm", "strategy=fedavg"]))
+    with pytest.raises(
+        DataError, match=r"clients=10 times .*min-examples=10 must be at most the 15"
+    ):
+        open_workload(parse_config(keys), torch.device("cpu"))
 
 
 def test_a_loss_for_each_modality_has_a_bias_for_each_word(corpus: dict[str, str]) -> None:
