@@ -22,7 +22,7 @@ EVERY = {
     "retrieval": ["R@1", "R@5", "R@10", "median rank"],
     "segmentation": ["frame accuracy", "frame accuracy within steps"],
     "localization": ["average recall of steps"],
-    "question-answering": ["accuracy of answers"],
+    "question-answering": ["accuracy of answers", "accuracy of the most usual answer"],
     "captioning": ["CIDEr", "BLEU-4", "ROUGE-L"],
 }
 

@@ -6,6 +6,7 @@ All values are exact expectations, not draws.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -102,6 +103,35 @@ def guessed_answers(num_candidates: Sequence[int]) -> float:
             "must have 1 or more"
         )
     return sum(1 / count for count in num_candidates) / len(num_candidates)
+
+
+def usual_answers(
+    train_answers: Sequence[str], asked: Sequence[tuple[Sequence[str], str]]
+) -> float:
+    """Accuracy of the candidate that was most often right in training, in [0, 1].
+
+    What questions give away without their videos: candidates that are never right can be told.
+
+    Args:
+        train_answers: The right answers of training questions.
+        asked: Of each question that is judged, its candidates and the right one. Of candidates
+            that were right equally often one is drawn.
+
+    Raises:
+        DataError: There is no question.
+
+    >>> usual_answers(["it spins", "it spins", "it falls"], [(["it spins", "it falls"], "it falls")])
+    0.0
+    """
+    if not asked:
+        raise DataError("there is no question to be answered; use a corpus that has some")
+    counts = Counter(train_answers)
+    total = 0.0
+    for candidates, right in asked:
+        most = max(counts[candidate] for candidate in candidates)
+        usual = [candidate for candidate in candidates if counts[candidate] == most]
+        total += usual.count(right) / len(usual)
+    return total / len(asked)
 
 
 def majority_accuracy(

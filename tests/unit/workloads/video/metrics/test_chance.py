@@ -19,6 +19,7 @@ from workloads.video.metrics.chance import (
     guessed_ranks,
     guessed_recall,
     majority_accuracy,
+    usual_answers,
 )
 from workloads.video.metrics.localization import average_recall
 from workloads.video.metrics.retrieval import median_rank, ranks, recall_at
@@ -82,6 +83,19 @@ def test_answers_and_majority_by_hand() -> None:
     assert majority_accuracy(train, labels) == 1 / 4  # what is frequent in training, not here
     assert majority_accuracy(train, labels, background=0) == 1 / 3
     assert majority_accuracy(np.array([2, 1]), labels) == 1 / 2  # of equal ones the lowest
+
+
+def test_the_most_usual_answer_by_hand() -> None:
+    train = ["spins", "spins", "falls", "grows", "grows"]
+    asked = [
+        (("falls", "spins"), "spins"),  # right
+        (("falls", "spins"), "falls"),  # wrong
+        (("grows", "spins", "falls"), "grows"),  # drawn out of two
+        (("rises", "sinks", "jumps"), "rises"),  # drawn out of all, none of which was ever right
+    ]
+    assert usual_answers(train, asked) == pytest.approx((1 + 0 + 1 / 2 + 1 / 3) / 4)
+    with pytest.raises(DataError, match="no question"):
+        usual_answers(train, [])
 
 
 @given(st.integers(1, 6).flatmap(lambda t: st.tuples(st.just(t), st.integers(1, t))), st.data())
