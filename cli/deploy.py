@@ -281,7 +281,7 @@ def deal(
     from core.workload import OwnData
     from data.partitioners import load_or_make_partition
     from engine.edge.deployment import open_deployment
-    from workloads.table import open_workload
+    from workloads.table import open_dealt
 
     settings = settings or []
     given = {word.partition("=")[0] for word in settings}
@@ -293,7 +293,7 @@ def deal(
     if "workload" in given and "strategy" not in given:
         settings = ["strategy=fedavg", *settings]  # which any workload fits; nothing is trained
     config = _parsed_to_deal(settings)
-    workload = open_workload(config, torch.device("cpu"))
+    workload = open_dealt(config, torch.device("cpu"))
     assert isinstance(workload, OwnData), "as was checked"
     partition = load_or_make_partition(workload.dataset, config.partition, config.seed)
     files = workload.write_shares(partition.clients, out)

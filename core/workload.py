@@ -174,6 +174,17 @@ class Workload(ABC):
         """
 
     @classmethod
+    def most_examples(cls, config: RunConfig) -> int | None:
+        """How many training examples `load` can give at most, where it is told at little cost.
+
+        What needs more is refused before data are loaded. None where only loading them tells.
+
+        Raises:
+            DataError: As `load`.
+        """
+        return None
+
+    @classmethod
     def data_key(cls, config: RunConfig) -> Hashable:
         """All that `load` depends on: data are loaded once for runs of the same key."""
         own = (options for title, options in config.options.items() if title in cls.sections)

@@ -32,7 +32,7 @@ from server.starting import load_start
 from strategies.base import ClientShape, ModelForm, ServerState, Strategy, model_seed
 from strategies.private import refuse_large_delta, refuse_unfit_model
 from strategies.table import build_strategy
-from workloads.table import open_workload
+from workloads.table import open_dealt
 
 OWN_DATA = "clients' own images"
 """What a folder of ledgers is bound to whose clients bring their own: each ledger is a key's."""
@@ -155,7 +155,7 @@ def _prepare(flat: tuple[tuple[str, Scalar], ...]) -> Preparation:
     torch.set_num_threads(config.engine.server_threads)
     device = resolve_device(config.engine.device)
     check_precision(config.engine.precision, device)
-    workload = open_workload(config, device)
+    workload = open_dealt(config, device)
     model = workload.build_model(model_seed(config))
     strategy = build_strategy(config)
     strategy.check_model(model)

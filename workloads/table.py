@@ -10,6 +10,7 @@ from core.config import RunConfig, section_faults
 from core.errors import ConfigError, Problem
 from core.plugins import is_plugin, load_plugin
 from core.workload import Dataset, Workload
+from data.partitioners import refuse_too_few
 from workloads.meta.meltr import Meltr
 from workloads.video.vlm.workload import Vlm
 from workloads.vision import ImageClassification
@@ -68,6 +69,18 @@ def open_workload(config: RunConfig, device: torch.device) -> Workload:
             del _loaded[next(iter(_loaded))]
         _loaded[key] = dataset
     return kind(config, _loaded[key], device)
+
+
+def open_dealt(config: RunConfig, device: torch.device) -> Workload:
+    """As `open_workload`, for data that are dealt to clients: too few are refused before all else.
+
+    Raises:
+        DataError: The data is missing or unfit, or too few for the configured clients.
+    """
+    most = workload_class(config.workload).most_examples(config)
+    if most is not None:
+        refuse_too_few(most, config.partition)
+    return open_workload(config, device)
 
 
 def open_on(config: RunConfig, dataset: Dataset, device: torch.device) -> Workload:

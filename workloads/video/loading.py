@@ -8,9 +8,7 @@ from pathlib import Path
 
 import torch
 
-from core.config import PartitionConfig
 from core.errors import ConfigError, DataError, Problem
-from data.partitioners import refuse_too_few
 from data.video.encoder import frozen_encoder
 from data.video.faults import FaultLog
 from data.video.features import features_of, given_features, tell_of_lengths
@@ -24,26 +22,18 @@ from workloads.video.text import Vocabulary
 logger = logging.getLogger("tessera")
 
 
-def load_videos(
-    options: VideoOptions,
-    vocabulary: Vocabulary | None = None,
-    partition: PartitionConfig | None = None,
-) -> VideoDataset:
+def load_videos(options: VideoOptions, vocabulary: Vocabulary | None = None) -> VideoDataset:
     """Read the corpus and its features. Splits that it lacks are held out of its training videos.
 
     Args:
         options: The ``video`` section.
         vocabulary: What texts are made of; None makes one of the training videos' words.
-        partition: Who is dealt the training videos, so that too few are refused before features
-            are made of them, which takes long.
 
     Raises:
-        DataError: The corpus or its features are missing or unfit, or it is too small.
+        DataError: The corpus or its features are missing or unfit.
         ConfigError: Strata are asked for that the corpus does not tell.
     """
     as_published = read_corpus(options.source)
-    if partition is not None:
-        refuse_too_few(len(as_published.of_split("train")), partition)
     features = seen(features_for(as_published, options), options)
     corpus = with_all_splits(as_published, features)
     missing = [split for split in SPLITS if not _of_split(corpus, features, split)]

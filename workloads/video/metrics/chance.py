@@ -120,7 +120,7 @@ def usual_answers(
     Raises:
         DataError: There is no question.
 
-    >>> usual_answers(["it spins", "it spins", "it falls"], [(["it spins", "it falls"], "it falls")])
+    >>> usual_answers(["spins", "spins", "falls"], [(["spins", "falls"], "falls")])
     0.0
     """
     if not asked:

@@ -32,6 +32,7 @@ from core.records import EvaluationRecord
 from core.scores import Scores
 from core.seeds import derive_seed, numpy_generator, torch_generator
 from core.workload import Objective, Offer, OwnData, Split, Workload
+from data.video.formats.table import read_corpus
 from data.video.records import Corpus
 from data.video.shares import write_share
 from data.video.stills import stills
@@ -128,7 +129,16 @@ class Vlm(Workload, OwnData):
         """
         options = config.section(VlmOptions)
         vocabulary = Vocabulary.of_folder(Path(options.bert).expanduser()) if options.bert else None
-        return load_videos(config.section(VideoOptions), vocabulary, config.partition)
+        return load_videos(config.section(VideoOptions), vocabulary)
+
+    @classmethod
+    def most_examples(cls, config: RunConfig) -> int | None:
+        """Training videos that the corpus names; some may turn out to be unreadable.
+
+        Raises:
+            DataError: There is no corpus, or it cannot be read.
+        """
+        return len(read_corpus(config.section(VideoOptions).source).of_split("train"))
 
     def form(self) -> str:
         """Words, topics, steps, recipes, and the frozen encoder by its digest."""

@@ -26,7 +26,7 @@ from strategies.centralized import Centralized
 from strategies.fedavg import FedAvg
 from tests.unit.strategies.toy import fold
 from tests.unit.workloads.video.corpora import write_corpus
-from workloads.table import open_workload
+from workloads.table import open_dealt, open_workload
 from workloads.video.dataset import VideoExamples
 from workloads.video.vlm.model import VideoLanguageModel
 from workloads.video.vlm.options import TASKS
@@ -91,7 +91,7 @@ def test_too_few_videos_are_refused_before_an_encoder_is_made(
     with pytest.raises(
         DataError, match=r"clients=10 times .*min-examples=10 must be at most the 15"
     ):
-        open_workload(parse_config(keys), torch.device("cpu"))
+        open_dealt(parse_config(keys), torch.device("cpu"))
 
 
 def test_a_loss_for_each_modality_has_a_bias_for_each_word(corpus: dict[str, str]) -> None:
