@@ -36,9 +36,9 @@ imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
 # As collected: few tests that take minutes come before many that take none, so that no worker is
-# left with a long file when the others are done.
+# left with a long file when the others are done. One worker more than cores, for some tests wait.
 unit: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n "$$($(BIN)/python -c 'import os; print(1 + os.cpu_count())')" --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 format: $(INSTALLED) ## Format the code
 	$(BIN)/ruff check --fix .

@@ -1,9 +1,10 @@
-"""Clients with images of their own in real processes: runs, and what they survive."""
+"""Clients with images and videos of their own in real processes: runs, and what they survive."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 
 from core.errors import QuorumError
 from core.records import RunFolder
+from core.workload import OwnData
 from data.dataset import image_dataset
 from data.export import parquet_of
+from data.video.shapestory.make import Recipe, make_corpus
 from engine.edge.credentials import read_credentials
 from pairing.configuration import parse_config
 from server.preparation import prepare
@@ -31,6 +34,7 @@ from tests.integration.edge_federation import (
     wait_until,
     worker_of,
 )
+from tests.integration.vlm import vlm_keys
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
@@ -53,7 +57,7 @@ def own_keys(strategy: str, **keys: object) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeFederation]:
-    """Three clients, each with the images that a simulation would deal it."""
+    """Three clients, each with the images and the video files that simulations would deal it."""
     with EdgeFederation(tmp_path_factory.mktemp("own"), num_clients=3) as federation:
         preparation = prepare(parse_config(tiny_keys("fedavg")))
         dataset = image_dataset(preparation.workload.dataset)
@@ -62,7 +66,29 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeFederat
         ):
             share = dataset.train.take(indices_of(indices))
             (client / "data" / "train.parquet").write_bytes(parquet_of(share, dataset.class_names))
+        deal_videos(federation)
         yield federation
+
+
+def deal_videos(federation: EdgeFederation) -> None:
+    make_corpus(Recipe(train=12, validation=2, test=2), federation.folder / "corpus")
+    preparation = prepare(parse_config(video_keys(federation.folder)))
+    assert isinstance(preparation.workload, OwnData)
+    clients = preparation.partition.clients
+    shares = preparation.workload.write_shares(clients, federation.folder / "dealt")
+    for client, share in zip(federation.clients, shares, strict=True):
+        shutil.copytree(share, client / "data", dirs_exist_ok=True)
+
+
+def video_keys(folder: Path) -> dict[str, object]:
+    """A simulation of clients with different tasks, on video files in `folder`."""
+    corpus = {
+        "video.source": f"shapestory:{folder / 'corpus'}",
+        "video.encoder": "conv3d-random",
+        "video.cache": str(folder / "features"),
+        "partition.scheme": "iid",
+    }
+    return vlm_keys(corpus, tasks="retrieval;segmentation", rounds=1)
 
 
 def indices_of(indices: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Any:
@@ -109,6 +135,19 @@ def test_own_images_give_the_weights_of_a_simulation(
         assert (client / "state" / "runs" / "own").is_dir()
         assert known[str(k)]["key"] == read_credentials(client).fingerprint
         assert known[str(k)]["node_id"] == str(node_id_of(clients[k]))
+
+
+def test_own_video_files_give_the_weights_of_a_simulation(
+    federation: EdgeFederation, clients: list[Process], federate: Federate
+) -> None:
+    """Decoded, encoded and trained on where they lie, by the encoder that the server tells."""
+    keys = video_keys(federation.folder)
+    own = {**{k: v for k, v in keys.items() if k not in DEALT}, "partition.scheme": "own"}
+    run = federation.start_run({**own, "name": "videos"})
+    assert run.wait(PATIENCE_S) == 0, run.text()
+    assert_same_weights(weights(federate(keys), 1), weights(federation.runs / "videos", 1))
+    for client in federation.clients:
+        assert list((client / "state" / "cache").glob("*/*.npy")), "features stay with it"
 
 
 def test_a_private_run_is_paid_from_the_clients_own_ledgers(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -252,7 +251,6 @@ def load_bert(model: VideoLanguageModel, folder: Path) -> None:
         DataError: There are none, or they are damaged, lack what the model needs, or have another
             form.
     """
-    from safetensors import SafetensorError
     from transformers import BertForPreTraining
 
     # Its annotations do not tell that it gives a report, too.
@@ -277,16 +275,7 @@ def load_bert(model: VideoLanguageModel, folder: Path) -> None:
         if model.vocabulary_bias is not None:
             with torch.no_grad():
                 model.vocabulary_bias.copy_(theirs[_BIAS])
-    except (
-        OSError,
-        RuntimeError,
-        LookupError,
-        ValueError,
-        TypeError,
-        EOFError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
+    except Exception as error:  # of a damaged file, readers of three formats raise what they meet
         raise DataError(
             f"vlm.bert={folder}: its weights do not load: {error}; give a folder that BERT was "
             "saved to, and the sizes it has as vlm.width, vlm.layers, vlm.heads, vlm.feedforward"
