@@ -10,10 +10,11 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -249,10 +250,18 @@ def _why(control: Control, run: RemoteRun, network: NetworkRun) -> str:
     lines: list[str] = []
     with suppress(RunError):
         lines = [line.rstrip() for line in control.log(run.run_id).splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    told = errors[-1].strip() if errors else ""
+    told = _last_error(lines)
     details = network.details.strip()
     return told or f"{network.status}{f' ({details})' if details else ''}"
+
+
+def _last_error(lines: Sequence[str]) -> str:
+    """The last line that names an error, and what is set in below it, such as a list of problems."""
+    errors = [number for number, line in enumerate(lines) if "Error" in line]
+    if not errors:
+        return ""
+    below = takewhile(lambda line: line[:1].isspace(), lines[errors[-1] + 1 :])
+    return "\n".join([lines[errors[-1]].strip(), *below])
 
 
 class _Watched:

@@ -188,9 +188,11 @@ def test_a_run_without_a_folder_tells_what_it_printed(
     deployment: Deployment, run: RemoteRun
 ) -> None:
     control = FakeControl(deployment, [lambda: replace(NETWORK, status="finished:failed")])
-    control.printed = "INFO: hello\nDataError: no such source\n"
-    ended = _follow(control, run, Heard(), [])
-    assert (ended.exit_code, ended.failure) == (4, "DataError: no such source")
+    listed = "ConfigError: 2 configuration problems:\n  - a=1: must be 2\n  - b=1: must be 3"
+    for told in ("DataError: no such source", listed):
+        control.printed = f"ValueError: before\n  its own\nINFO: hello\n{told}\nINFO: bye\n"
+        ended = _follow(control, run, Heard(), [])
+        assert (ended.exit_code, ended.failure) == (4, told)
 
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(
