@@ -256,7 +256,7 @@ def _why(control: Control, run: RemoteRun, network: NetworkRun) -> str:
 
 
 def _last_error(lines: Sequence[str]) -> str:
-    """The last line that names an error, and what is set in below it, such as a list of problems."""
+    """The last line that names an error, and what is set in below it, such as its problems."""
     errors = [number for number, line in enumerate(lines) if "Error" in line]
     if not errors:
         return ""
