@@ -72,13 +72,13 @@ def open_workload(config: RunConfig, device: torch.device) -> Workload:
 
 
 def open_dealt(config: RunConfig, device: torch.device) -> Workload:
-    """As `open_workload`, for data that are dealt to clients: too few are refused before all else.
+    """As `open_workload`, for data that are dealt to clients: too few are refused before loading.
 
     Raises:
         DataError: The data is missing or unfit, or too few for the configured clients.
     """
-    most = workload_class(config.workload).most_examples(config)
-    if most is not None:
+    kind = workload_class(config.workload)
+    if kind.data_key(config) not in _loaded and (most := kind.most_examples(config)) is not None:
         refuse_too_few(most, config.partition)
     return open_workload(config, device)
 

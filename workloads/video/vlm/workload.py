@@ -141,7 +141,7 @@ class Vlm(Workload, OwnData):
         return len(read_corpus(config.section(VideoOptions).source).of_split("train"))
 
     def form(self) -> str:
-        """Words, topics, steps, recipes, and the frozen encoder by its digest."""
+        """Words, topics, steps, recipes, and the frozen encoder with its weights."""
         return VideoForm.of(self.dataset, self.config.section(VideoOptions)).to_text()
 
     @classmethod
