@@ -65,7 +65,6 @@ class Resident:
     """
 
     config: RunConfig
-    place: Place
     strategy: Strategy
     workload: Workload
     partition: Partition
@@ -94,14 +93,15 @@ class Resident:
         indices = torch.from_numpy(self.partition.clients[partition_id])
         return self.loaded.get(partition_id, lambda: self.workload.examples(indices))
 
-    def owner(self, partition_id: int) -> str:
+    def owner(self, place: Place) -> str:
         """By what its ledger is known: its key, or in a simulation the digest of its own images.
 
         No canary is its own. On a machine of its own a client's images may change, and what was
         spent on those that stay would be forgotten.
         """
-        if self.place.state:
-            return self.place.owner
+        partition_id = place.partition_id
+        if place.state:
+            return place.owner
         if partition_id not in self.owners:
             indices = torch.from_numpy(self.partition_without.clients[partition_id])
             self.owners[partition_id] = owner_of(*self.workload.dataset.content(indices))
@@ -123,20 +123,21 @@ _PERSONAL = "personal/"
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One client's update."""
-    resident = _resident_of(context)
+    place = Place.of(context.node_config)
+    resident = _resident_of(context, place)
     if not resident.config.privacy.is_example_level:
-        return _update(message, resident)
-    with quiet_failures(resident.folder, resident.place.partition_id):
-        return _update(message, resident)
+        return _update(message, resident, place)
+    with quiet_failures(resident.folder, place.partition_id):
+        return _update(message, resident, place)
 
 
-def _update(message: Message, resident: Resident) -> Message:
+def _update(message: Message, resident: Resident, place: Place) -> Message:
     started = time.perf_counter()
     received = from_flower(message.content)
     round_number = int(received.settings["round"])
     resident.memory.release_if_grown()
     config, strategy = resident.config, resident.strategy
-    partition_id = resident.place.partition_id
+    partition_id = place.partition_id
     store = ClientStore(resident.folder.clients, partition_id, config.identity())
     malicious, attack = partition_id in resident.malicious, resident.config.attack
     examples = resident.examples(partition_id)
@@ -144,7 +145,7 @@ def _update(message: Message, resident: Resident) -> Message:
         examples = poison(examples, len(resident.workload.dataset.class_names), attack)
     private = None
     if config.privacy.is_example_level:
-        private = PrivateUpdate.of(config, resident.folder, resident.place, received)
+        private = PrivateUpdate.of(config, resident.folder, place, received)
         if (again := private.sent_before()) is not None:
             return Message(to_flower(again), reply_to=message)
     seed = derive_seed(config.seed, "client", round_number, partition_id)
@@ -170,7 +171,7 @@ def _update(message: Message, resident: Resident) -> Message:
         objective=objective,
         device=workload.device,
         count_step=resident.count_step,
-        mechanism=private.charge(resident.owner(partition_id)) if private else None,
+        mechanism=private.charge(resident.owner(place)) if private else None,
         personal=resident.personal,
         sent=sent_form(workload, resident.form, partition_id),
     )
@@ -237,7 +238,7 @@ def join(message: Message, context: Context) -> Message:
             kind = _kind_of_own(config)
             kind.check_own(place.settled(config), place.own_data(_noun(config)))
         write_whole(_form_file(folder, place), text.encode())
-        own = _resident_of(context).workload.dataset
+        own = _resident_of(context, place).workload.dataset
         if not config.hides_counts:
             digest = _digest(own)
             counts["class_counts"] = _class_counts(own)
@@ -261,13 +262,14 @@ def _form_file(folder: RunFolder, place: Place) -> Path:
     return folder.clients / f"partition-{place.partition_id:05d}.federation.json"
 
 
-def _resident_of(context: Context) -> Resident:
-    place = Place.of(context.node_config)
-    return _resident(tuple(sorted(context.run_config.items())), context.run_id, place)
+def _resident_of(context: Context, place: Place) -> Resident:
+    run_config = tuple(sorted(context.run_config.items()))
+    return _resident(run_config, context.run_id, place.in_common())
 
 
 @lru_cache(maxsize=1)
 def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Place) -> Resident:
+    """What is kept for a run, and for `place` or, if it is in common, for all simulated clients."""
     keep_freed_memory()
     place.bind()
     place.refuse_foreign_files(dict(run_config))
@@ -295,7 +297,6 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
     trained = set(trainable_names(model))
     return Resident(
         config=config,
-        place=place,
         strategy=strategy,
         workload=workload,
         partition=dealt.partition,

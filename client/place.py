@@ -90,6 +90,13 @@ class Place:
             raise ConfigError(problems)
         return place
 
+    def in_common(self) -> Place:
+        """What all simulated clients share, which differ in their partition alone.
+
+        A client with data or state of its own shares nothing: its place is itself.
+        """
+        return self if self.data or self.state else replace(self, partition_id=0)
+
     def refuse_foreign_files(self, run_config: Mapping[str, Scalar]) -> None:
         """Refuse a run that names files of this machine, before any of it is looked at.
 
