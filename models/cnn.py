@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from models.winograd import WinogradConv2d
+
 HIDDEN = 512
 """Units of the layer before the last."""
 
@@ -39,7 +41,7 @@ class CNN(nn.Module):
             nn.Conv2d(channels, 32, kernel_size=5, padding=2),
             nn.MaxPool2d(2),
             nn.ReLU(),
-            nn.Conv2d(32, 64, kernel_size=5, padding=2),
+            WinogradConv2d(32, 64, kernel_size=5),
             nn.MaxPool2d(2),
             nn.ReLU(),
         )

@@ -7,18 +7,21 @@ is used, for it takes seconds.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from opacus.grad_sample import GradSampleHooks
+from opacus.grad_sample import GradSampleHooks, register_grad_sampler
+from opacus.grad_sample.conv import compute_conv_grad_sample
 from opacus.optimizers.optimizer import DPOptimizer
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from opacus.validators import ModuleValidator
 from torch import nn
 
 from core.parameters import ParameterVector
+from models.winograd import WinogradConv2d
 from privacy.mechanism import GaussianSums
 from privacy.noise import NoiseSource
 
@@ -81,6 +84,19 @@ class _NoisedOptimizer(DPOptimizer):  # type: ignore[misc]
         """Divide by the constant; physical batches of one step are one batch."""
         for parameter in self.params:
             parameter.grad /= self.expected_batch_size
+
+
+@register_grad_sampler(WinogradConv2d)  # type: ignore[untyped-decorator]
+def _winograd_grad_sample(
+    layer: WinogradConv2d, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> dict[nn.Parameter, torch.Tensor]:
+    """Opacus's for a convolution, which it would not take a subclass for."""
+    plain = copy.copy(layer)
+    plain.__class__ = nn.Conv2d  # type: ignore[assignment]
+    gradients: dict[nn.Parameter, torch.Tensor] = compute_conv_grad_sample(
+        plain, activations, backprops
+    )
+    return gradients
 
 
 class _ChannelsFirstHooks(GradSampleHooks):  # type: ignore[misc]

@@ -96,14 +96,20 @@ class ChannelsLast(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("name", ["convnet", "cnn", "resnet18", "channels-last"])
-def test_equals_one_backward_pass_per_example_of_every_model_on_colour_images(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("convnet", 8), ("cnn", 8), ("cnn", 32), ("resnet18", 8), ("channels-last", 8)],
+)
+def test_equals_one_backward_pass_per_example_of_every_model_on_colour_images(
+    name: str, side: int
+) -> None:
+    image = (3, side, side)
     if name == "channels-last":
         model: nn.Module = ChannelsLast()
     else:
         keys = {"width": 4} if name == "convnet" else {}
-        model = build_model(ModelConfig(name=name, **keys), (3, 8, 8), 3, seed=0)
-    case = Case(4, image=(3, 8, 8), model=model)
+        model = build_model(ModelConfig(name=name, **keys), image, 3, seed=0)
+    case = Case(4, image=image, model=model)
     batch = torch.arange(4)
     expected = case.literal(batch, 1.0)
     found = case.filled(batch, mechanism(1.0, 0.0, NoNoise()))
