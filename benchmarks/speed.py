@@ -4,7 +4,7 @@ The work: FedAvg, 100 clients of 100 CIFAR-shaped images, 10 clients a round, a 
 parameters, one local epoch in batches of 32, two workers of one thread each, no evaluation (but for
 ten images before the first and after the last round of Tessera's). All contenders start from the
 same weights and train the same clients on the same batches; what their models come to on all
-training images must agree within 0.1%, or the exit code is 4.
+training images must agree within 0.5%, or the exit code is 4.
 
   (nothing)    Tessera in forked processes, on Ray and in one process, stock Flower, pfl and a
                loop written by hand
@@ -48,8 +48,12 @@ from benchmarks.work import Work, WorkSize, make_work
 from core.errors import ConfigError, RunError, TesseraError
 from core.records import write_whole
 
-TOLERANCE = 1e-3
-"""Largest relative difference of a contender's loss from the reference's."""
+TOLERANCE = 5e-3
+"""Largest relative difference of a contender's loss from the reference's: more than rounding makes
+in six rounds, and far less than batches in another order do."""
+
+UNTOUCHED = 1e-3
+"""Likewise of weights that nobody trained: rounding of averages alone."""
 
 LEAST_PROGRESS = 0.05
 """Share of the initial loss that must be gone, or equal losses would prove nothing."""
@@ -316,13 +320,13 @@ def check_untouched(losses: Mapping[str, float], reference: str) -> None:
     """Refuse a comparison in which clients that should return at once did more.
 
     Raises:
-        RunError: A loss is not that of the initial weights, within `TOLERANCE`.
+        RunError: A loss is not that of the initial weights, within `UNTOUCHED`.
     """
     initial = losses[INITIAL]
     apart = [
         f"{name} {loss:.6g}"
         for name, loss in losses.items()
-        if not abs(loss - initial) <= TOLERANCE * initial
+        if not abs(loss - initial) <= UNTOUCHED * initial
     ]
     if apart:
         raise RunError(
