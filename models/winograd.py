@@ -36,7 +36,7 @@ class WinogradConv2d(nn.Conv2d):
 
     That is on a CPU in float32, where it at least halves the multiplications. The parameters, their
     initial values and what the layer computes are those of `torch.nn.Conv2d`, but for rounding: its
-    relative error is some five times as large, a few millionths.
+    relative error is several times as large, a few millionths.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -48,7 +48,9 @@ class WinogradConv2d(nn.Conv2d):
         """Outputs (B, out_channels, H, W) of images (B, in_channels, H, W)."""
         if not self._pays(input):
             return super().forward(input)
-        return cast(torch.Tensor, _Convolution.apply(input, self.weight, self.bias))
+        # By the parameter the convolution tells whether a gradient will be asked for.
+        weight = self.weight if torch.is_grad_enabled() else self.weight.detach()
+        return cast(torch.Tensor, _Convolution.apply(input, weight, self.bias))
 
     def _pays(self, images: torch.Tensor) -> bool:
         if images.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
@@ -80,10 +82,11 @@ class _Convolution(torch.autograd.Function):
             points = by.evaluate_images(part)
             sums = by.interpolate(points @ kernel_points, part.shape)
             outputs.append(sums.add_(bias[:, None, None]))
-            image_points.append(points)
+            if ctx.needs_input_grad[1]:
+                image_points.append(points)
         # Constants to a second derivative, which does not use them.
         ctx.kernel_points = kernel_points if ctx.needs_input_grad[0] else None
-        ctx.image_points = image_points if ctx.needs_input_grad[1] else None
+        ctx.image_points = image_points
         return torch.cat(outputs) if len(outputs) != 1 else outputs[0]
 
     @staticmethod

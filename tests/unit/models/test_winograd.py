@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,10 @@ def outputs_and_gradients(
 def test_a_tile_is_filtered_as_defined(size: int) -> None:
     by, n = filtering(size), OUTPUTS + size - 1
     generator = torch.Generator().manual_seed(0)
-    tile, kernel = torch.randn(n, n, generator=generator), torch.randn(size, size)
+    tile, kernel = (
+        torch.randn(n, n, generator=generator),
+        torch.randn(size, size, generator=generator),
+    )
     outputs = by.outputs @ ((by.kernel @ kernel.flatten()) * (by.inputs @ tile.flatten()))
     expected = correlate2d(tile.double().numpy(), kernel.double().numpy(), mode="valid")
     assert_near(outputs.view(OUTPUTS, OUTPUTS), torch.from_numpy(expected))
@@ -117,6 +121,26 @@ def test_only_what_is_asked_for_is_differentiated(trained: str) -> None:
     assert (x.grad is not None) == (trained == "neither")
     for name, parameter in layer.named_parameters():
         assert (parameter.grad is not None) == (name == trained)
+
+
+@pytest.mark.usefixtures("always")
+def test_without_a_graph_nothing_is_kept_and_the_outputs_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, x = WinogradConv2d(2, 3, 5), torch.randn(4, 2, 6, 7)
+    kept: list[bool] = []
+    forward = models.winograd._Convolution.forward
+
+    def watched(ctx: Any, *given: torch.Tensor) -> torch.Tensor:
+        outputs = forward(ctx, *given)
+        kept.append(bool(ctx.image_points))
+        return outputs
+
+    monkeypatch.setattr(models.winograd._Convolution, "forward", staticmethod(watched))
+    with torch.no_grad():
+        without = layer(x)
+    assert torch.equal(without, layer(x))
+    assert kept == [False, True]
 
 
 def test_parameters_are_drawn_as_torchs() -> None:
