@@ -48,5 +48,9 @@ def seeded_globals(seed: int) -> Iterator[None]:
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # Not `torch.manual_seed`, which walks the stack where CUDA has not been used, and seeds
+        # GPUs that are not restored.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
         yield
