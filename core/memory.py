@@ -13,7 +13,9 @@ KEPT_BYTES = 256 << 20
 """Freed memory at the end of the heap that a process keeps."""
 
 SLACK_BYTES = 64 << 20
-"""How much a process may grow before freed memory within the heap is given back."""
+"""How much a process may grow before freed memory within the heap is given back.
+
+That is beyond what it works with in a round."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_THRESHOLD = 32 << 20
@@ -40,17 +42,20 @@ class FreedMemory:
 
     def __init__(self) -> None:
         self._limit_bytes: int | None = None
+        self._has_worked = False
 
     def release_if_grown(self) -> None:
         """To be called at the same point of every round; costs microseconds where it has not."""
         if (libc := _glibc()) is None:
             return
-        resident = _resident_bytes()
-        if self._limit_bytes is None:
-            self._limit_bytes = resident + SLACK_BYTES
-        elif resident > self._limit_bytes:
-            libc.malloc_trim(0)
-            self._limit_bytes = max(self._limit_bytes, _resident_bytes() + SLACK_BYTES)
+        resident_bytes = _resident_bytes()
+        if self._limit_bytes is not None:
+            if resident_bytes > self._limit_bytes:
+                libc.malloc_trim(0)
+                self._limit_bytes = None
+        elif self._has_worked:  # what a round works with lies there freed, and is no growth
+            self._limit_bytes = resident_bytes + SLACK_BYTES
+        self._has_worked = True
 
 
 def _resident_bytes() -> int:

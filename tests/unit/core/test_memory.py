@@ -24,6 +24,7 @@ def resident_mb():
 
 memory = FreedMemory()
 memory.release_if_grown()
+memory.release_if_grown()
 large, small = [], []
 for _ in range(3_000):  # 300 MB in large pieces, each between two small ones
     large.append(bytearray(b"1" * 100_000))
@@ -47,24 +48,32 @@ def test_what_is_free_between_small_things_that_stay_is_given_back() -> None:
     assert float(run(GIVEN_BACK)) > 200
 
 
-def test_a_process_that_has_not_grown_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory, trims = FreedMemory(), []
-    sizes = iter([100, 100 + 64, 100 + 65, 90, 100 + 64, 300, 290, 290 + 64])
-    monkeypatch.setattr("core.memory._resident_bytes", lambda: next(sizes) << 20)
-    libc = _glibc()
+@pytest.mark.parametrize(
+    ("resident_mb", "trimmed"),
+    [
+        # 200 at work, as ever: what the first round needs more than nothing is no growth.
+        ([100, 200, 200, 264, 200], [0, 0, 0, 0, 0]),
+        # Grown by more than 64 since the round after it began, and again since it gave back.
+        ([100, 200, 265, 210, 274, 275, 300, 364], [0, 0, 1, 1, 1, 2, 2, 2]),
+    ],
+)
+def test_only_a_process_that_has_grown_gives_back(
+    resident_mb: list[int], trimmed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, sizes, trims = FreedMemory(), iter(resident_mb), []
 
     class Libc:
         def malloc_trim(self, pad: int) -> int:
             trims.append(pad)
-            return int(libc.malloc_trim(pad))
+            return 1
 
+    monkeypatch.setattr("core.memory._resident_bytes", lambda: next(sizes) << 20)
     monkeypatch.setattr("core.memory._glibc", Libc)
     called = []
-    for _ in range(6):
+    for _ in resident_mb:
         memory.release_if_grown()
         called.append(len(trims))
-    # At 100, 164: no; at 165, then 90: yes; at 164: no; at 300, then 290: yes; at 354: no.
-    assert called == [0, 0, 1, 1, 2, 2]
+    assert called == trimmed
 
 
 FAULTS = """
