@@ -182,6 +182,7 @@ def _plain_gradients(
             found = objective.losses(batch)
             found.mean().backward()
             loss = found.detach()
+            del found  # and its graph, while the next one is built
             yield loss.sum() if loss.ndim else loss * len(batch), batch
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -22,6 +23,7 @@ from distill.noised_matching import (
     noised_gradient,
 )
 from distill.weights import WeightDraw
+from models.cnn import CNN
 from models.convnet import ConvNet
 from privacy.mechanism import GaussianSums
 from privacy.noise import NoiseSource, SystemNoise
@@ -187,6 +189,24 @@ def test_each_example_has_its_own_gradient() -> None:
             augment=identity,
         )
         assert torch.cat(list(parts)).shape == (5, IPC, 2, 8, 8)
+
+
+def test_so_has_each_where_convolutions_multiply_less() -> None:
+    """In float32 the network's large convolution is filtered minimally, in float64 it is not."""
+    torch.manual_seed(0)
+    model, real, own = CNN((3, 32, 32), 3), torch.randn(5, 3, 32, 32), torch.randn(6, 3, 32, 32)
+
+    def gradients(dtype: torch.dtype) -> torch.Tensor:
+        network = copy.deepcopy(model).to(dtype)
+        with ParameterVector(network).frozen():
+            parts = example_gradients(
+                network, real.to(dtype), own.to(dtype), logit_weight=1.0, augment=identity
+            )
+            return torch.cat(list(parts))
+
+    found, expected = gradients(torch.float32), gradients(torch.float64)
+    for gradient, exact in zip(found, expected, strict=True):
+        assert 0 < float((gradient - exact).norm()) < 1e-4 * float(exact.norm())
 
 
 def neighbours(case: Case, size: int) -> tuple[Examples, Examples, Examples]:

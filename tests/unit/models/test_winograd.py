@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -62,9 +61,10 @@ def test_a_tile_is_filtered_as_defined(size: int) -> None:
         torch.randn(n, n, generator=generator),
         torch.randn(size, size, generator=generator),
     )
-    outputs = by.outputs @ ((by.kernel @ kernel.flatten()) * (by.inputs @ tile.flatten()))
+    products = (by.kernel @ kernel @ by.kernel.t()) * (by.inputs @ tile @ by.inputs.t())
+    outputs = by.outputs @ products @ by.outputs.t()
     expected = correlate2d(tile.double().numpy(), kernel.double().numpy(), mode="valid")
-    assert_near(outputs.view(OUTPUTS, OUTPUTS), torch.from_numpy(expected))
+    assert_near(outputs, torch.from_numpy(expected))
 
 
 @pytest.mark.usefixtures("always")
@@ -123,24 +123,72 @@ def test_only_what_is_asked_for_is_differentiated(trained: str) -> None:
         assert (parameter.grad is not None) == (name == trained)
 
 
+def kept_by(layer: nn.Module, x: torch.Tensor) -> list[tuple[int, ...]]:
+    """Shapes of what is kept for the backward pass."""
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(x)
+    return kept
+
+
 @pytest.mark.usefixtures("always")
-def test_without_a_graph_nothing_is_kept_and_the_outputs_are_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_no_gradient_needs_is_not_kept() -> None:
     layer, x = WinogradConv2d(2, 3, 5), torch.randn(4, 2, 6, 7)
-    kept: list[bool] = []
-    forward = models.winograd._Convolution.forward
-
-    def watched(ctx: Any, *given: torch.Tensor) -> torch.Tensor:
-        outputs = forward(ctx, *given)
-        kept.append(bool(ctx.image_points))
-        return outputs
-
-    monkeypatch.setattr(models.winograd._Convolution, "forward", staticmethod(watched))
+    of_images, of_kernel = (64, 4 * 2 * 2, 2), (64, 2, 3)
+    kept = kept_by(layer, x)
+    assert of_images in kept and of_kernel not in kept
+    assert of_kernel in kept_by(layer, x.requires_grad_())
     with torch.no_grad():
+        assert kept_by(layer, x) == []
         without = layer(x)
     assert torch.equal(without, layer(x))
-    assert kept == [False, True]
+    layer.requires_grad_(False)
+    kept = kept_by(layer, x)
+    assert of_kernel in kept and of_images not in kept
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("at_once", [1, 8 << 20])
+def test_many_gradients_at_once_are_each_of_theirs(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.winograd, "CACHED_BYTES", at_once)
+    torch.manual_seed(0)
+    layer, x = WinogradConv2d(2, 3, 5), torch.randn(2, 2, 6, 7, requires_grad=True)
+    y = layer(x)
+    along = torch.randn(4, *y.shape)
+    for of in (x, layer.weight, layer.bias):
+        (together,) = grad(y, of, along, retain_graph=True, is_grads_batched=True)
+        for found, one in zip(together, along, strict=True):
+            (alone,) = grad(y, of, one, retain_graph=True)
+            torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("always")
+def test_outputs_may_be_changed_in_place_and_lie_channels_last() -> None:
+    torch.manual_seed(0)
+    layer, x = WinogradConv2d(2, 3, 5), torch.randn(2, 2, 8, 8)
+    expected = layer(x)
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+    changed = nn.functional.relu(layer(x), inplace=True)
+    assert torch.equal(changed, expected.relu())
+    (direct,) = grad(changed.sum(), layer.bias)
+    (plain,) = grad(expected.relu().sum(), layer.bias)
+    assert torch.equal(direct, plain)
+
+
+def test_images_at_once_are_as_many_as_the_products_fit() -> None:
+    by, images, kernel = filtering(5), torch.empty(9, 2, 8, 12), torch.empty(3, 2, 5, 5)
+    of_an_image = 4 * 64 * 2 * 3 * 3  # bytes, points, tiles down and across, channels
+    with pytest.MonkeyPatch.context() as patch:
+        for cached, images_at_once in ((0, 1), (5 * of_an_image, 5), (6 * of_an_image - 1, 5)):
+            patch.setattr(models.winograd, "CACHED_BYTES", cached)
+            assert by.images_at_once(images, kernel) == images_at_once
 
 
 def test_parameters_are_drawn_as_torchs() -> None:
@@ -184,8 +232,17 @@ def test_elsewhere_it_is_torchs_to_the_bit() -> None:
     assert not torch.equal(layer(x), plain(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer(x), plain(x))
+    assert torch.equal(layer(x[0]), plain(x[0]))
     double = copy.deepcopy(layer).double()
     assert torch.equal(double(x.double()), plain.double()(x.double()))
+
+
+def test_it_is_for_processors_and_weights_in_float32() -> None:
+    layer = WinogradConv2d(32, 64, 5).to("meta")
+    assert layer(torch.empty(8, 32, 16, 16, device="meta")).shape == (8, 64, 16, 16)
+    half = WinogradConv2d(32, 64, 5).half()
+    with pytest.raises(RuntimeError, match="type"):  # as torch's own layer
+        half(torch.randn(8, 32, 16, 16))
 
 
 def test_the_network_of_the_federated_averaging_paper_takes_it(
