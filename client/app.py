@@ -28,7 +28,14 @@ from core.examples import ExampleSet
 from core.groups import ParameterGroups
 from core.installation import describe_installation
 from core.memory import FreedMemory, keep_freed_memory
-from core.parameters import NamedTensors, ParameterVector, trainable_names, weights_of
+from core.parameters import (
+    NamedTensors,
+    ParameterVector,
+    restore_buffers,
+    trainable_names,
+    unlisted_buffers,
+    weights_of,
+)
 from core.progress import StepCounter
 from core.records import RunFolder, write_whole
 from core.seeds import derive_seed, seeded_globals
@@ -60,8 +67,9 @@ class Resident:
 
     `partition_without` is the partition without canaries, `partition` is what clients hold.
     `parameters`, and `personal` if clients keep parts of the model to themselves, are a place to
-    work in; every update loads its own weights first. `initial` is what is not shared, before any
-    training; `form` is that of the rest. `evaluates` tells whether clients judge their own models.
+    work in; every update loads its own weights first, and `unlisted`, which no state dict holds.
+    `initial` is what is not shared, before any training; `form` is that of the rest. `evaluates`
+    tells whether clients judge their own models.
     """
 
     config: RunConfig
@@ -75,6 +83,7 @@ class Resident:
     parameters: ParameterVector
     personal: ParameterVector | None
     initial: NamedTensors
+    unlisted: NamedTensors
     count_step: StepCounter
     folder: RunFolder
     loaded: LoadedExamples
@@ -125,10 +134,14 @@ def train(message: Message, context: Context) -> Message:
     """One client's update."""
     place = Place.of(context.node_config)
     resident = _resident_of(context, place)
-    if not resident.config.privacy.is_example_level:
-        return _update(message, resident, place)
-    with quiet_failures(resident.folder, place.partition_id):
-        return _update(message, resident, place)
+    try:
+        if not resident.config.privacy.is_example_level:
+            return _update(message, resident, place)
+        with quiet_failures(resident.folder, place.partition_id):
+            return _update(message, resident, place)
+    except BaseException:
+        _resident.cache_clear()  # it may have left anything in what the next client would share
+        raise
 
 
 def _update(message: Message, resident: Resident, place: Place) -> Message:
@@ -151,6 +164,7 @@ def _update(message: Message, resident: Resident, place: Place) -> Message:
     seed = derive_seed(config.seed, "client", round_number, partition_id)
     model, workload = resident.parameters.model, resident.workload
     state, personal = _state(resident, store, received)
+    restore_buffers(model, resident.unlisted)
     if own := {**resident.initial, **personal}:
         resident.parameters.load(own)
     objective = workload.objective(
@@ -264,7 +278,8 @@ def _form_file(folder: RunFolder, place: Place) -> Path:
 
 def _resident_of(context: Context, place: Place) -> Resident:
     run_config = tuple(sorted(context.run_config.items()))
-    return _resident(run_config, context.run_id, place.in_common())
+    own_data = context.run_config.get("partition.scheme") == "own"
+    return _resident(run_config, context.run_id, place if own_data else place.in_common())
 
 
 @lru_cache(maxsize=1)
@@ -311,6 +326,7 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
             else None
         ),
         initial=held,
+        unlisted=unlisted_buffers(model),
         count_step=StepCounter(folder.progress),
         folder=folder,
         loaded=LoadedExamples(LOADED_BYTES),

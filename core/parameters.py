@@ -175,6 +175,19 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
+def unlisted_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the buffers that the state dict leaves out (``persistent=False``)."""
+    listed = model.state_dict().keys()
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if name not in listed}
+
+
+def restore_buffers(model: nn.Module, buffers: NamedTensors) -> None:
+    """Give `model` copies of these buffers, whatever has become of its own."""
+    for name, buffer in buffers.items():
+        owner, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(owner), own_name, buffer.clone())
+
+
 @torch.no_grad()
 def sgd_step_(
     values: torch.Tensor,

@@ -140,6 +140,10 @@ class ExampleGradients:
                 yield
         finally:
             hooks.cleanup()
+            # A backward pass that failed leaves what the layers saw, for the next one to take.
+            for module in self._parameters.model.modules():
+                for left in ("activations", "max_batch_len"):
+                    module.__dict__.pop(left, None)
             for parameter in self._trained:
                 parameter.__dict__.pop("summed_grad", None)
             self._parameters.zero_gradient()

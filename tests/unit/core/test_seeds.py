@@ -23,10 +23,14 @@ def test_inside_the_block_draws_are_those_of_the_seed_and_afterwards_go_on_as_be
 
 
 def test_they_are_restored_where_the_block_fails() -> None:
+    def fail() -> None:
+        with seeded_globals(7):
+            torch.rand(4)
+            raise RuntimeError("inside")
+
     state = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="inside"), seeded_globals(7):
-        torch.rand(4)
-        raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opacus.grad_sample import GradSampleHooks
 from torch import nn
 from torch.nn import functional
 
@@ -13,6 +15,7 @@ from core.config import ModelConfig
 from core.parameters import ParameterVector
 from models.convnet import ConvNet
 from models.registry import build_model
+from models.winograd import WinogradConv2d
 from privacy import dp_optimizer
 from privacy.dp_optimizer import ExampleGradients, unfit_layers
 from privacy.mechanism import GaussianSums
@@ -39,12 +42,13 @@ class Case:
         width: int = 4,
         depth: int = 2,
         model: nn.Module | None = None,
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         torch.manual_seed(seed)
         model = model or ConvNet(image, num_classes, width=width, depth=depth)
-        model = model.double()
+        model = model.to(dtype)
         self.parameters = ParameterVector(model)
-        self.inputs = torch.randn(num_examples, *image, dtype=torch.float64)
+        self.inputs = torch.randn(num_examples, *image, dtype=torch.float64).to(dtype)
         self.labels = torch.randint(num_classes, (num_examples,))
 
     def losses(self, batch: torch.Tensor) -> torch.Tensor:
@@ -114,6 +118,47 @@ def test_equals_one_backward_pass_per_example_of_every_model_on_colour_images(
     expected = case.literal(batch, 1.0)
     found = case.filled(batch, mechanism(1.0, 0.0, NoNoise()))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_minimal_filtering_has_each_examples_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle is in float64, where the convolution is computed as it is written."""
+    assert WinogradConv2d in GradSampleHooks.GRAD_SAMPLERS
+    model = build_model(ModelConfig(name="cnn"), (3, 32, 32), 3, seed=0)
+    oracle = Case(8, image=(3, 32, 32), model=copy.deepcopy(model))
+    batch = torch.arange(8)
+    expected = oracle.literal(batch, 1.0)
+    case = Case(8, image=(3, 32, 32), model=model, dtype=torch.float32)
+    taken: list[bool] = []
+    pays = WinogradConv2d._pays
+
+    def watched(layer: WinogradConv2d, images: torch.Tensor) -> bool:
+        taken.append(pays(layer, images))
+        return taken[-1]
+
+    monkeypatch.setattr(WinogradConv2d, "_pays", watched)
+    found = case.filled(batch, mechanism(1.0, 0.0, NoNoise()))
+    assert taken == [True]
+    assert float((found - expected).norm()) < 1e-4 * float(expected.norm())
+
+
+def test_a_backward_pass_that_fails_leaves_nothing_to_the_next() -> None:
+    case, batch = Case(), torch.arange(5)
+    source = mechanism(1.0, 0.0, NoNoise())
+    expected = case.filled(batch, source)
+    gradients = ExampleGradients(source, case.parameters, 1.0)
+
+    def failing(batch: torch.Tensor) -> torch.Tensor:
+        def fail(gradient: torch.Tensor) -> None:
+            raise MemoryError("in the midst of the backward pass")
+
+        inputs = case.inputs[batch].clone().requires_grad_()
+        features = case.parameters.model.embed(inputs)
+        features.register_hook(fail)
+        return case.parameters.model.classifier(features).sum(dim=1)
+
+    with gradients.attached(), pytest.raises(MemoryError):
+        gradients.fill(torch.arange(3), failing)
+    assert torch.equal(case.filled(batch, source), expected)
 
 
 def test_physical_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
