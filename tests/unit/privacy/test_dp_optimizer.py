@@ -146,18 +146,19 @@ def test_a_backward_pass_that_fails_leaves_nothing_to_the_next() -> None:
     source = mechanism(1.0, 0.0, NoNoise())
     expected = case.filled(batch, source)
     gradients = ExampleGradients(source, case.parameters, 1.0)
+    model = case.parameters.model
+    assert isinstance(model, ConvNet)
 
     def failing(batch: torch.Tensor) -> torch.Tensor:
         def fail(gradient: torch.Tensor) -> None:
             raise MemoryError("in the midst of the backward pass")
 
-        inputs = case.inputs[batch].clone().requires_grad_()
-        features = case.parameters.model.embed(inputs)
+        features = model.embed(case.inputs[batch])
         features.register_hook(fail)
-        return case.parameters.model.classifier(features).sum(dim=1)
+        return model.classifier(features).sum(dim=1)
 
     with gradients.attached(), pytest.raises(MemoryError):
-        gradients.fill(torch.arange(3), failing)
+        gradients.fill(torch.arange(9), failing)
     assert torch.equal(case.filled(batch, source), expected)
 
 
