@@ -155,7 +155,8 @@ def test_a_backward_pass_that_fails_leaves_nothing_to_the_next() -> None:
 
         features = model.embed(case.inputs[batch])
         features.register_hook(fail)
-        return model.classifier(features).sum(dim=1)
+        pulled: torch.Tensor = model.classifier(features).sum(dim=1)
+        return pulled
 
     with gradients.attached(), pytest.raises(MemoryError):
         gradients.fill(torch.arange(9), failing)
