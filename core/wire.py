@@ -9,6 +9,7 @@ is the same in every engine.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -60,7 +61,7 @@ class ArraySpec:
 
     def num_bytes(self) -> int:
         """Size of the array as ``.npy``."""
-        payload = int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        payload = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         return len(self.npy_header()) + payload
 
     def npy_header(self) -> bytes:

@@ -115,11 +115,7 @@ class Channel:
         if which not in self._own:
             flags = os.O_CREAT | os.O_RDWR | os.O_TRUNC
             self._own[which] = os.open(self._folder / f"{self.name}-{which}", flags, 0o600)
-        offset = 0
-        for part in parts:
-            while len(part):
-                written = os.pwrite(self._own[which], part[:_AT_ONCE], offset)
-                part, offset = part[written:], offset + written
+        _write(self._own[which], parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +124,25 @@ class RecordFile:
 
     Attributes:
         path: The file, which holds the bytes of its arrays, one after another.
+        number: Tells it from other records that were in the file before, or will be.
         arrays: Name, dtype, shape, serialisation and number of bytes of each.
     """
 
     path: str
+    number: int
     arrays: tuple[tuple[str, str, tuple[int, ...], str, int], ...]
 
 
-def write_record(record: ArrayRecord, path: Path) -> RecordFile:
-    """Put `record` into the file `path`."""
-    with path.open("wb") as file:
-        for array in record.values():
-            file.write(array.data)
+def write_record(record: ArrayRecord, path: Path, number: int) -> RecordFile:
+    """Put `record` into the file `path`, over what is there: its pages need not be made anew."""
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY, 0o600)
+    try:
+        os.ftruncate(descriptor, _write(descriptor, [memoryview(a.data) for a in record.values()]))
+    finally:
+        os.close(descriptor)
     return RecordFile(
         str(path),
+        number,
         tuple((name, a.dtype, tuple(a.shape), a.stype, len(a.data)) for name, a in record.items()),
     )
 
@@ -172,6 +173,16 @@ class _Pickler(pickle.Pickler):
         if isinstance(thing, Array):
             return array_from_parts, (array_to_parts(thing),)
         return NotImplemented
+
+
+def _write(descriptor: int, parts: Sequence[memoryview]) -> int:
+    """Write parts one after another from the file's start; returns their bytes."""
+    offset = 0
+    for part in parts:
+        while len(part):
+            written = os.pwrite(descriptor, part[:_AT_ONCE], offset)
+            part, offset = part[written:], offset + written
+    return offset
 
 
 def _read(descriptor: int, sizes: Sequence[int]) -> list[bytes]:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from engine.record_store import Call, RecordStore
 
 START_TIMEOUT_S = 300
 """Seconds that the ClientApp's imports may take."""
+
+SPARE_FILES = 1
+"""Files of records that nobody needs any more, kept to be written over."""
 
 START_ATTEMPTS = 3
 """Starts of workers in a row that may fail."""
@@ -59,7 +63,8 @@ class ProcessWorkers:
         self.folder = folder_in_memory()
         self._errors = self.folder / "errors.txt"
         self._names = itertools.count()
-        self._store = RecordStore(self._put, _remove)
+        self._spare_files: deque[str] = deque()
+        self._store = RecordStore(self._put, partial(_set_aside, self._spare_files))
         self._control, theirs = socket.socketpair()
         sys_path = [str(Path(entry).resolve()) for entry in sys.path]
         with theirs, self._errors.open("wb") as errors:
@@ -171,8 +176,13 @@ class ProcessWorkers:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _put(self, record: ArrayRecord) -> RecordFile:
+        number = next(self._names)
         try:
-            return write_record(record, self.folder / f"record-{next(self._names)}")
+            path = self._spare_files.pop()
+        except IndexError:
+            path = str(self.folder / f"record-{number}")
+        try:
+            return write_record(record, Path(path), number)
         except OSError as error:
             raise self._no_room(error) from error
 
@@ -257,5 +267,8 @@ class ProcessWorkers:
         )
 
 
-def _remove(stored: RecordFile) -> None:
-    Path(stored.path).unlink(missing_ok=True)
+def _set_aside(spare_files: deque[str], stored: RecordFile) -> None:
+    """No call needs `stored` any more: its file is for another record to be written over."""
+    spare_files.append(stored.path)
+    if len(spare_files) > SPARE_FILES:
+        Path(spare_files.popleft()).unlink(missing_ok=True)

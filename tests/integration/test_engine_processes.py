@@ -17,7 +17,8 @@ from core.errors import RunError
 from engine.client_call import load_client_app
 from engine.flwr_seam import Run, run_identity
 from engine.grid import ResidentGrid
-from engine.process_workers import ProcessWorkers
+from engine.process_workers import SPARE_FILES, ProcessWorkers
+from engine.resident_client import KEPT_RECORDS
 from engine.serial_workers import SerialWorkers
 from tests.integration.grid_calls import exchange, large_arrays
 
@@ -92,18 +93,38 @@ def test_replies_are_those_of_the_in_process_engine(grid: ResidentGrid, run: Run
     assert list(arrays) == ["w"] and arrays["w"] is before
 
 
-def test_a_large_record_is_written_once_a_round_and_the_last_two_stay(
+def test_a_large_record_is_written_once_a_round_and_few_files_stay(
     grid: ResidentGrid, workers: ProcessWorkers
 ) -> None:
-    for value in range(4):
-        arrays = ArrayRecord({"w": Array(np.full((100, 400), float(value)))})
+    """Of other sizes in turn, for files are written over."""
+    names: set[str] = set()
+    for value, rows in enumerate((100, 300, 100, 200, 400, 50, 100)):
+        arrays = ArrayRecord({"w": Array(np.full((rows, 400), float(value)))})
         for partition_id, reply in exchange(grid, arrays).items():
             content = reply.content["arrays"]
             assert isinstance(content, ArrayRecord)
-            expected = np.full((100, 400), 0.5 * value + partition_id)
+            expected = np.full((rows, 400), 0.5 * value + partition_id)
             np.testing.assert_array_equal(content["w"].numpy(), expected)
-        stored = list(workers.folder.glob("record-*"))
-        assert len(stored) <= 2
+        stored = {path.name: path.stat().st_size for path in workers.folder.glob("record-*")}
+        assert len(stored) <= KEPT_RECORDS + SPARE_FILES
+        assert arrays.count_bytes() - len("w") in stored.values()
+        names |= stored.keys()
+    assert len(names) <= KEPT_RECORDS + SPARE_FILES
+
+
+def test_a_worker_that_was_left_out_reads_a_file_anew(run: Run) -> None:
+    """Three workers take turns at one client, and three files hold what it is sent."""
+    workers = ProcessWorkers(CLIENT, num_workers=KEPT_RECORDS + SPARE_FILES)
+    try:
+        grid = ResidentGrid(workers, num_partitions=1, run_config={"factor": 1.0}, run=run)
+        for value in range(3 * (KEPT_RECORDS + SPARE_FILES)):
+            arrays = ArrayRecord({"w": Array(np.full((100, 400), float(value)))})
+            (reply,) = exchange(grid, arrays).values()
+            content = reply.content["arrays"]
+            assert isinstance(content, ArrayRecord)
+            np.testing.assert_array_equal(content["w"].numpy(), np.full((100, 400), float(value)))
+    finally:
+        workers.close()
 
 
 def test_the_processes_stay_and_are_others(grid: ResidentGrid) -> None:
@@ -212,7 +233,8 @@ import os, sys
 from flwr.app import ConfigRecord, Message, RecordDict
 from engine.flwr_seam import run_identity
 from engine.grid import ResidentGrid
-from engine.process_workers import ProcessWorkers
+from engine.process_workers import SPARE_FILES, ProcessWorkers
+from engine.resident_client import KEPT_RECORDS
 with run_identity(7) as run:
     workers = ProcessWorkers("tests.unit.engine.counting_client:app", num_workers=2)
     grid = ResidentGrid(workers, num_partitions=2, run_config={}, run=run)
