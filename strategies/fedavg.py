@@ -19,7 +19,7 @@ One full-batch local step from equal weights is one step of SGD on the union of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
@@ -57,36 +57,51 @@ class WeightedSum:
 
     Attributes:
         weight: Sum of the replies' weights, such as n for examples.
-        arrays: sum_k n_k x_k by name, over the replies that hold an array of the name.
-        weights: Sum of those replies' weights by the same names.
-        metrics: Likewise, over all replies.
+        weights: By name of an array, sum of the weights of those replies that hold it.
+        metrics: sum_k n_k x_k by name, over all replies.
     """
 
     weight: int = 0
-    arrays: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    _sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    _held: list[dict[str, tuple[Array, int]]] = field(default_factory=list)
+
+    @property
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """sum_k n_k x_k by name, float64, over the replies that hold an array of the name."""
+        self._add_held()
+        return self._sums
 
     def add(self, record: Record, weight: int, groups: Mapping[str, int] = _NO_GROUPS) -> None:
-        """Add everything in `record`, times its weight.
+        """Add everything in `record`, times its weight; its arrays must stay as they are.
 
         Args:
             record: A reply's.
             weight: Of the reply.
             groups: Weights of groups of entries that count otherwise, by name.
         """
-        each = EntryWeights(weight, groups)
+        each, held = EntryWeights(weight, groups), {}
         for name, array in record.arrays.items():
             own = each.of(name.rpartition("/")[2])
             if own == 0:
                 continue
-            if name not in self.arrays:
-                self.arrays[name] = torch.zeros(array.shape, dtype=torch.float64)
-            _add_scaled(self.arrays[name].view(-1), array, own)
+            held[name] = array, own
             self.weights[name] = self.weights.get(name, 0) + own
+        self._held.append(held)
+        if len(self._held) == _AT_ONCE:
+            self._add_held()
         for name, value in record.metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + weight * float(value)
         self.weight += weight
+
+    def _add_held(self) -> None:
+        for name in dict.fromkeys(name for held in self._held for name in held):
+            parts = [held[name] for held in self._held if name in held]
+            if name not in self._sums:
+                self._sums[name] = torch.zeros(parts[0][0].shape, dtype=torch.float64)
+            _add_scaled(self._sums[name].view(-1), parts)
+        self._held.clear()
 
     def mean(self, name: str) -> torch.Tensor:
         """sum_k (n_k / n) x_k of the array `name`, float64."""
@@ -127,14 +142,19 @@ class WeightedSum:
 _BLOCK = 131_072
 """Numbers that are converted to float64 at a time: few enough for a cache, many for a call."""
 
+_AT_ONCE = 2
+"""Replies that are added in one pass over the sum, which is twice as large as one of them."""
 
-def _add_scaled(total: torch.Tensor, array: Array, weight: int) -> None:
-    """Add `weight` times `array` to `total`, float64, shape (array.size,), in place."""
-    values, block = array.reshape(-1), torch.empty(min(_BLOCK, array.size), dtype=torch.float64)
-    for start in range(0, array.size, _BLOCK):
-        part = values[start : start + _BLOCK]
-        np.copyto(block[: len(part)].numpy(), part)
-        total[start : start + _BLOCK].add_(block[: len(part)], alpha=weight)
+
+def _add_scaled(total: torch.Tensor, parts: Sequence[tuple[Array, int]]) -> None:
+    """Add arrays, each times its weight and in their order, to `total`, float64, in place."""
+    flat = [(array.reshape(-1), weight) for array, weight in parts]
+    converted = torch.empty(min(_BLOCK, len(total)), dtype=torch.float64)
+    for start, sums in enumerate(total.split(_BLOCK)):
+        block = converted[: len(sums)]
+        for values, weight in flat:
+            np.copyto(block.numpy(), values[start * _BLOCK : (start + 1) * _BLOCK])
+            sums.add_(block, alpha=weight)
 
 
 def _blocks(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
