@@ -6,6 +6,8 @@ from typing import cast
 import pytest
 import torch
 from torch import nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.parameters import ParameterVector
 from workloads.meta.loss_networks import (
@@ -117,6 +119,45 @@ def test_attention_is_differentiated_twice(device: str) -> None:
     second = torch.autograd.grad(first.square().sum(), network.encoder.self_attn.in_proj_weight)
     assert float(second[0].abs().sum()) > 0
     assert torch.autograd.gradgradcheck(lambda x: network(x, TASKS), point)
+
+
+class Operations(TorchDispatchMode):
+    """Notes what is computed inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[OpOverload] = set()
+
+    def __torch_dispatch__(
+        self,
+        operation: OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        self.seen.add(operation)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a build of torch for GPUs")
+def test_all_that_differentiating_twice_computes_there_are_kernels_of_for_gpus() -> None:
+    """Where no GPU is at hand; the test above runs on one."""
+    network, point = small(), POINT.clone().requires_grad_()
+    with Operations() as operations:
+        (first,) = torch.autograd.grad(network(point, TASKS), point, create_graph=True)
+        torch.autograd.grad(first.square().sum(), list(network.parameters()), allow_unused=True)
+    assert {torch.ops.aten.bmm.default, torch.ops.aten._softmax_backward_data.default} <= (
+        operations.seen
+    )
+    keys = ("CUDA", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
+    without = [
+        operation
+        for operation in operations.seen
+        if not any(
+            torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), key) for key in keys
+        )
+    ]
+    assert without == []
 
 
 def test_fitting_brings_the_transformer_to_the_sum() -> None:
