@@ -23,7 +23,7 @@ from client.private_update import PrivateUpdate, quiet_failures
 from core.client_state import ClientStore
 from core.config import RunConfig, Scalar
 from core.device import numerics, resolve_device
-from core.errors import DataError, RecordError
+from core.errors import DataError, RecordError, TesseraError
 from core.examples import ExampleSet
 from core.groups import ParameterGroups
 from core.installation import describe_installation
@@ -31,9 +31,8 @@ from core.memory import FreedMemory, keep_freed_memory
 from core.parameters import (
     NamedTensors,
     ParameterVector,
-    restore_buffers,
+    UnlistedBuffers,
     trainable_names,
-    unlisted_buffers,
     weights_of,
 )
 from core.progress import StepCounter
@@ -83,7 +82,7 @@ class Resident:
     parameters: ParameterVector
     personal: ParameterVector | None
     initial: NamedTensors
-    unlisted: NamedTensors
+    unlisted: UnlistedBuffers
     count_step: StepCounter
     folder: RunFolder
     loaded: LoadedExamples
@@ -134,13 +133,20 @@ def train(message: Message, context: Context) -> Message:
     """One client's update."""
     place = Place.of(context.node_config)
     resident = _resident_of(context, place)
+    if not resident.config.privacy.is_example_level:
+        return _kept_if_sound(message, resident, place)
+    with quiet_failures(resident.folder, place.partition_id):
+        return _kept_if_sound(message, resident, place)
+
+
+def _kept_if_sound(message: Message, resident: Resident, place: Place) -> Message:
+    """The update; one that fails otherwise than by a refusal leaves nothing to the next client."""
     try:
-        if not resident.config.privacy.is_example_level:
-            return _update(message, resident, place)
-        with quiet_failures(resident.folder, place.partition_id):
-            return _update(message, resident, place)
+        return _update(message, resident, place)
+    except TesseraError:
+        raise
     except BaseException:
-        _resident.cache_clear()  # it may have left anything in what the next client would share
+        _resident.cache_clear()
         raise
 
 
@@ -164,7 +170,7 @@ def _update(message: Message, resident: Resident, place: Place) -> Message:
     seed = derive_seed(config.seed, "client", round_number, partition_id)
     model, workload = resident.parameters.model, resident.workload
     state, personal = _state(resident, store, received)
-    restore_buffers(model, resident.unlisted)
+    resident.unlisted.restore()
     if own := {**resident.initial, **personal}:
         resident.parameters.load(own)
     objective = workload.objective(
@@ -326,7 +332,7 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
             else None
         ),
         initial=held,
-        unlisted=unlisted_buffers(model),
+        unlisted=UnlistedBuffers(model),
         count_step=StepCounter(folder.progress),
         folder=folder,
         loaded=LoadedExamples(LOADED_BYTES),

@@ -175,17 +175,37 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
-def unlisted_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the buffers that the state dict leaves out (``persistent=False``)."""
-    listed = model.state_dict().keys()
-    return {name: buffer.clone() for name, buffer in model.named_buffers() if name not in listed}
+class UnlistedBuffers:
+    """What a model holds in buffers and its state dict does not tell, as it was at first.
+
+    That is buffers with ``persistent=False``, those that were None, and those that came later.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Copy them."""
+        self._first = [
+            (module, dict(module._buffers), _unlisted(module)) for module in model.modules()
+        ]
+
+    def restore(self) -> None:
+        """Give them back: the same tensors, with the first values."""
+        for module, buffers, values in self._first:
+            for name in module._buffers.keys() - buffers.keys():
+                delattr(module, name)
+            for name, buffer in buffers.items():
+                if buffer is None or name in values:
+                    setattr(module, name, buffer)
+                if buffer is not None and name in values:
+                    buffer.detach().copy_(values[name])
 
 
-def restore_buffers(model: nn.Module, buffers: NamedTensors) -> None:
-    """Give `model` copies of these buffers, whatever has become of its own."""
-    for name, buffer in buffers.items():
-        owner, _, own_name = name.rpartition(".")
-        setattr(model.get_submodule(owner), own_name, buffer.clone())
+def _unlisted(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a module's own buffers that its state dict leaves out."""
+    return {
+        name: buffer.detach().clone()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name in module._non_persistent_buffers_set
+    }
 
 
 @torch.no_grad()

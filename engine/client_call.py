@@ -64,6 +64,7 @@ def call_client(app: ClientApp, message: Message, context: Context) -> Outcome:
         summary = "".join(traceback.format_exception_only(error)).rstrip()
         inwards = error.__traceback__.tb_next if error.__traceback__ else None
         reason = "\n".join([summary, *traceback.format_tb(inwards)]).rstrip()
+        del inwards  # it holds this frame, which holds it, and with it all that the client did
         return Outcome(Message(Error(CLIENT_RAISED, reason), reply_to=message), None)
     return Outcome(reply, context.state, time.perf_counter() - started)
 

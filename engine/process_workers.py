@@ -184,6 +184,7 @@ class ProcessWorkers:
         try:
             return write_record(record, Path(path), number)
         except OSError as error:
+            Path(path).unlink(missing_ok=True)
             raise self._no_room(error) from error
 
     def _start_worker(self) -> None:

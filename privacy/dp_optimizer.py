@@ -99,6 +99,10 @@ def _winograd_grad_sample(
     return gradients
 
 
+_NOTES = ("activations", "max_batch_len")
+"""What Opacus notes at a layer from its forward to its backward pass."""
+
+
 class _ChannelsFirstHooks(GradSampleHooks):  # type: ignore[misc]
     """Hands Opacus what it takes for granted: images that lie channels first in memory.
 
@@ -132,6 +136,8 @@ class ExampleGradients:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Inside the block the model's backward passes keep per-example gradients."""
+        modules = list(self._parameters.model.modules())
+        own = {(module, name) for module in modules for name in _NOTES if name in module.__dict__}
         hooks = _ChannelsFirstHooks(self._parameters.model, loss_reduction="sum", strict=True)
         try:
             with warnings.catch_warnings():
@@ -141,9 +147,10 @@ class ExampleGradients:
         finally:
             hooks.cleanup()
             # A backward pass that failed leaves what the layers saw, for the next one to take.
-            for module in self._parameters.model.modules():
-                for left in ("activations", "max_batch_len"):
-                    module.__dict__.pop(left, None)
+            for module in modules:
+                for name in _NOTES:
+                    if (module, name) not in own:
+                        module.__dict__.pop(name, None)
             for parameter in self._trained:
                 parameter.__dict__.pop("summed_grad", None)
             self._parameters.zero_gradient()

@@ -100,6 +100,7 @@ class WeightedSum:
             parts = [held[name] for held in self._held if name in held]
             if name not in self._sums:
                 self._sums[name] = torch.zeros(parts[0][0].shape, dtype=torch.float64)
+            assert all(array.shape == self._sums[name].shape for array, _ in parts), name
             _add_scaled(self._sums[name].view(-1), parts)
         self._held.clear()
 

@@ -233,8 +233,7 @@ import os, sys
 from flwr.app import ConfigRecord, Message, RecordDict
 from engine.flwr_seam import run_identity
 from engine.grid import ResidentGrid
-from engine.process_workers import SPARE_FILES, ProcessWorkers
-from engine.resident_client import KEPT_RECORDS
+from engine.process_workers import ProcessWorkers
 with run_identity(7) as run:
     workers = ProcessWorkers("tests.unit.engine.counting_client:app", num_workers=2)
     grid = ResidentGrid(workers, num_partitions=2, run_config={}, run=run)

@@ -64,12 +64,16 @@ class Network(nn.Module):
         self.classifier = nn.Linear(inputs, num_classes)
         self.centre = nn.Module()
         self.centre.register_buffer("mean", torch.zeros(inputs), persistent=False)
+        self.register_buffer("scale", None, persistent=False)
 
     def embed(self, x):
         x = x.flatten(1)
         if self.training:
             self.centre.mean = 0.9 * self.centre.mean + 0.1 * x.detach().mean(0)
-        return x - self.centre.mean
+            if self.scale is None:
+                self.scale = 1 + x.detach().std()
+        x = x - self.centre.mean
+        return x if self.scale is None else x / self.scale
 
     def forward(self, x):
         return self.classifier(self.embed(x))

@@ -11,6 +11,7 @@ from core.config import TrainConfig
 from core.examples import Examples
 from core.parameters import (
     ParameterVector,
+    UnlistedBuffers,
     adam_step_,
     project_onto_ball_,
     sgd_step_,
@@ -190,3 +191,40 @@ def test_local_steps_are_the_named_optimizers(optimizer: str) -> None:
 class CrossEntropy:
     def loss(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(model(inputs), labels, reduction="none")
+
+
+class Remembering(nn.Module):
+    """Buffers of every kind; a tensor that two modules hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("listed", torch.zeros(2))
+        self.register_buffer("replaced", torch.zeros(2), persistent=False)
+        self.register_buffer("lazy", None, persistent=False)
+        self.register_buffer("lazy_listed", None)
+        shared = torch.zeros(2)
+        self.parts = nn.ModuleList([nn.Module(), nn.Module()])
+        for part in self.parts:
+            part.register_buffer("shared", shared, persistent=False)
+
+
+def test_buffers_that_the_state_dict_leaves_out_are_given_back() -> None:
+    model = Remembering()
+    first = UnlistedBuffers(model)
+    for _ in range(2):
+        parts = [part.get_buffer("shared") for part in model.parts]
+        model.get_buffer("listed").add_(1)
+        model.replaced = torch.ones(3)
+        model.lazy = model.lazy_listed = torch.ones(1)
+        model.register_buffer("late", torch.ones(1))
+        model.register_buffer("late_unlisted", torch.ones(1), persistent=False)
+        parts[0].add_(5)
+        first.restore()
+        assert {name: value.tolist() for name, value in model.named_buffers()} == {
+            "listed": model.get_buffer("listed").tolist(),
+            "replaced": [0.0, 0.0],
+            "parts.0.shared": [0.0, 0.0],
+        }
+        assert list(model.state_dict()) == ["listed"]
+        assert [part.get_buffer("shared") is parts[0] for part in model.parts] == [True, True]
+    assert model.get_buffer("listed").tolist() == [2.0, 2.0]

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -126,3 +128,24 @@ def test_by_value_is_equal_in_order_and_shares_only_bytes() -> None:
     del copied["b"]
     assert content["z"] == MetricRecord({"list": [1, 2]})
     assert len(arrays) == 2 and arrays["w"].numpy().tolist() == [0, 1, 2]
+
+
+class Held:
+    """Something large that a client works with."""
+
+
+def test_what_a_client_that_fails_worked_with_is_let_go_of() -> None:
+    held: list[weakref.ref[Held]] = []
+
+    def answer(message: Message, context: Context) -> Message:
+        own = Held()
+        held.append(weakref.ref(own))
+        raise ValueError("in vain")
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert call(answer).reply.has_error()
+        assert held[0]() is None
+    finally:
+        gc.enable()

@@ -163,6 +163,24 @@ def test_a_backward_pass_that_fails_leaves_nothing_to_the_next() -> None:
     assert torch.equal(case.filled(batch, source), expected)
 
 
+class WithActivations(ConvNet):
+    """A user's network that has an attribute of a name that Opacus uses."""
+
+    def __init__(self) -> None:
+        super().__init__((1, 8, 8), 3, width=4, depth=2)
+        self.activations = [torch.tanh]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.activations[0](x))
+
+
+def test_what_a_network_has_of_its_own_stays() -> None:
+    case, batch = Case(model=WithActivations()), torch.arange(5)
+    source = mechanism(1.0, 0.0, NoNoise())
+    first = case.filled(batch, source)
+    assert torch.equal(case.filled(batch, source), first)
+
+
 def test_physical_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case, batch = Case(), torch.arange(12)
     whole = case.filled(batch, mechanism(0.3, 0.0, NoNoise()))
