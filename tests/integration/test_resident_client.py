@@ -11,7 +11,7 @@ from client.place import Place
 from core.records import RunFolder
 from tests.conftest import Federate, tiny_keys
 
-MODEL = """
+NETWORK = """
 import os
 from pathlib import Path
 
@@ -28,11 +28,13 @@ class Network(nn.Module):
 
     def forward(self, x):
         return self.classifier(self.embed(x))
+"""
 
+COUNTED = f"""{NETWORK}
 
 def build(shape, num_classes):
     with Path(__file__).with_name("built.txt").open("a") as built:
-        built.write(f"{os.getpid()}\\n")
+        built.write(str(os.getpid()) + "\\n")
     return Network(shape, num_classes)
 """
 
@@ -42,7 +44,7 @@ def test_a_process_builds_the_network_once_for_all_clients(
     tmp_path: Path, federate: Federate, kind: str
 ) -> None:
     file = tmp_path / "model.py"
-    file.write_text(MODEL)
+    file.write_text(COUNTED)
     workers = {"engine__workers": 2} if kind == "processes" else {}
     keys = tiny_keys("fedavg", rounds=3, partition__clients=4, engine__kind=kind, **workers)
     del keys["model.width"]
@@ -101,34 +103,22 @@ def test_what_a_network_remembers_outside_its_state_dict_ends_with_its_client(
     assert all(torch.equal(weights[0][entry], weights[1][entry]) for entry in weights[0])
 
 
-FAILING = """
-from pathlib import Path
+FAILING = f"""{NETWORK}
 
-from torch import nn
+FAILED = Path(__file__).with_name("failed.txt")
 
 
-class Network(nn.Module):
-    def __init__(self, shape, num_classes):
-        super().__init__()
-        self.classifier = nn.Linear(shape[0] * shape[1] * shape[2], num_classes)
-
-    def embed(self, x):
-        return x.flatten(1)
-
+class Failing(Network):
     def forward(self, x):
         if self.training and not FAILED.exists():
             FAILED.touch()
             self.spoilt = True
             raise MemoryError("once")
         assert not hasattr(self, "spoilt"), "the network of the client that failed"
-        return self.classifier(self.embed(x))
+        return super().forward(x)
 
 
-FAILED = Path(__file__).with_name("failed.txt")
-
-
-def build(shape, num_classes):
-    return Network(shape, num_classes)
+build = Failing
 """
 
 
