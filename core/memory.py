@@ -13,9 +13,12 @@ KEPT_BYTES = 256 << 20
 """Freed memory at the end of the heap that a process keeps."""
 
 SLACK_BYTES = 64 << 20
-"""How much a process may grow before freed memory within the heap is given back.
+"""How much a process may grow at first before freed memory within the heap is given back.
 
 That is beyond what it works with in a round."""
+
+SOON = 100
+"""Calls within which a process that grows as much again is taken to work with that memory."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_THRESHOLD = 32 << 20
@@ -38,10 +41,15 @@ class FreedMemory:
 
     What is kept for long, such as a client's few examples, lies between what was freed, such as
     thousands of replies: glibc alone would keep such pages for good, and the process would grow.
+
+    To ask for memory anew costs more than to keep it. A process that soon grows as much as it may
+    has not piled up freed memory: it may grow twice as much from then on.
     """
 
     def __init__(self) -> None:
         self._limit_bytes: int | None = None
+        self._slack_bytes = SLACK_BYTES
+        self._calls_since_limit = 0
         self._has_worked = False
 
     def release_if_grown(self) -> None:
@@ -50,11 +58,15 @@ class FreedMemory:
             return
         resident_bytes = _resident_bytes()
         if self._limit_bytes is not None:
+            self._calls_since_limit += 1
             if resident_bytes > self._limit_bytes:
                 libc.malloc_trim(0)
                 self._limit_bytes = None
+                if self._calls_since_limit < SOON:
+                    self._slack_bytes *= 2
         elif self._has_worked:  # what a round works with lies there freed, and is no growth
-            self._limit_bytes = resident_bytes + SLACK_BYTES
+            self._limit_bytes = resident_bytes + self._slack_bytes
+            self._calls_since_limit = 0
         self._has_worked = True
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from core.errors import ConfigError, Problem, RecordError
 from core.groups import ParameterGroups, is_in
 from core.records import RunFolder
-from core.tensor_file import read_about, read_tensors
+from core.tensor_file import has_digest, read_about, read_tensors
 from server.checkpoint import NUMBERING
 
 _WEIGHTS = "weights/"
@@ -65,7 +65,7 @@ def load_start(
     """
     path = file_of(place)
     theirs = _numbering(path)
-    found = read_tensors(path)[0] if "sha256" in read_about(path) else _foreign(path)
+    found = read_tensors(path)[0] if has_digest(path) else _foreign(path)
     if any(name.startswith(_WEIGHTS) for name in found):
         found = {
             name.removeprefix(_WEIGHTS): value

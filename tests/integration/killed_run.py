@@ -18,7 +18,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,22 @@ def _in_tensors(folder: str) -> Callable[[int], None]:
     """In the k-th file of tensors that is written into `folder`."""
 
     def install(k: int) -> None:
-        write = core.records.write_whole
-        here = _at(k, _half_write, write)
+        whole_file = core.records.whole_file
 
-        def write_tensors(path: Path, content: bytes) -> None:
+        @contextmanager
+        def half_a_file(path: Path) -> Iterator[Path]:
+            with whole_file(path) as temporary:
+                yield temporary
+                os.truncate(temporary, temporary.stat().st_size // 2)
+                os.fsync = _kill
+
+        here = _at(k, half_a_file, whole_file)
+
+        def in_folder(path: Path) -> AbstractContextManager[Path]:
             within = {above.name for above in path.parents}
-            (here if folder in within else write)(path, content)
+            return (here if folder in within else whole_file)(path)
 
-        core.tensor_file.write_whole = write_tensors  # type: ignore[attr-defined]
+        core.tensor_file.whole_file = in_folder  # type: ignore[assignment, attr-defined]
 
     return install
 

@@ -53,8 +53,12 @@ def test_what_is_free_between_small_things_that_stay_is_given_back() -> None:
     [
         # 200 at work, as ever: what the first round needs more than nothing is no growth.
         ([100, 200, 200, 264, 200], [0, 0, 0, 0, 0]),
-        # Grown by more than 64 since the round after it began, and again since it gave back.
-        ([100, 200, 265, 210, 274, 275, 300, 364], [0, 0, 1, 1, 1, 2, 2, 2]),
+        # Grown by more than 64 since the round after it began, and by more than 128 since it gave
+        # back soon after that, and then by more than 256.
+        ([100, 200, 265, 210, 275, 338, 339], [0, 0, 1, 1, 1, 1, 2]),
+        ([0, 0, 65, 0, 129, 0, 256, 257], [0, 0, 1, 1, 2, 2, 2, 3]),
+        # Slowly: by more than 64 each time, whatever came before.
+        ([0, 0, *[64] * 99, 65, 0, *[64] * 99, 65], [0, 0, *[0] * 99, 1, 1, *[1] * 99, 2]),
     ],
 )
 def test_only_a_process_that_has_grown_gives_back(

@@ -160,7 +160,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
         ("folder", "folder"),
         ("text.safetensors", "damaged"),
         ("cut.safetensors", "damaged"),
-        ("changed.safetensors", "does not give its sha256"),
+        ("changed.safetensors", "does not give its xxh3_128"),
     ],
 )
 def test_what_is_missing_or_damaged_is_refused(place: str, told: str, tmp_path: Path) -> None:
