@@ -27,7 +27,7 @@ from core.errors import DataError, RecordError, TesseraError
 from core.examples import ExampleSet
 from core.groups import ParameterGroups
 from core.installation import describe_installation
-from core.memory import FreedMemory, keep_freed_memory
+from core.memory import keep_freed_memory, process_memory
 from core.parameters import (
     NamedTensors,
     ParameterVector,
@@ -87,7 +87,6 @@ class Resident:
     folder: RunFolder
     loaded: LoadedExamples
     owners: dict[int, str]
-    memory: FreedMemory
     malicious: frozenset[int]
 
     def examples(self, partition_id: int) -> ExampleSet:
@@ -154,7 +153,7 @@ def _update(message: Message, resident: Resident, place: Place) -> Message:
     started = time.perf_counter()
     received = from_flower(message.content)
     round_number = int(received.settings["round"])
-    resident.memory.release_if_grown()
+    process_memory().release_if_grown()
     config, strategy = resident.config, resident.strategy
     partition_id = place.partition_id
     store = ClientStore(resident.folder.clients, partition_id, config.identity())
@@ -337,7 +336,6 @@ def _resident(run_config: tuple[tuple[str, Scalar], ...], run_id: int, place: Pl
         folder=folder,
         loaded=LoadedExamples(LOADED_BYTES),
         owners={},
-        memory=FreedMemory(),
         malicious=malicious_clients(config),
     )
 

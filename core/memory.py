@@ -70,6 +70,12 @@ class FreedMemory:
         self._has_worked = True
 
 
+@lru_cache(maxsize=1)
+def process_memory() -> FreedMemory:
+    """The one of this process: a server and clients in one process grow together."""
+    return FreedMemory()
+
+
 def _resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

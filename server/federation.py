@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from core.config import RunConfig
 from core.device import numerics
 from core.errors import ConfigError, DivergedError, Problem, QuorumError, RunError
-from core.memory import FreedMemory, keep_freed_memory
+from core.memory import keep_freed_memory, process_memory
 from core.metrics import expected_accuracies
 from core.parameters import ParameterVector
 from core.progress import StepCounter
@@ -89,7 +89,6 @@ class Federation:
         self._recorder = recorder
         self._progress = progress
         keep_freed_memory()
-        self._memory = FreedMemory()
         self._parameters = ParameterVector(preparation.model, preparation.groups.is_shared)
         self._count_step = StepCounter(recorder.folder.progress)
         self._shapes, self._owners = preparation.client_shapes(), preparation.owners()
@@ -169,7 +168,7 @@ class Federation:
             now = _after(now, outcome.state, received)
             hopeless = _hopeless(now, received, config, too_few)
             keep = hopeless is None  # a run that goes on later asks these clients again
-            self._memory.release_if_grown()
+            process_memory().release_if_grown()
             seconds = {"server": server_s, "evaluation": evaluation_s}
             self._record(now, outcome, judged, received, seconds, started, began, keep=keep)
             if hopeless is not None:

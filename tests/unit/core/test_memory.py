@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.memory import FreedMemory, _glibc
+from core.memory import FreedMemory, _glibc, process_memory
 
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="only glibc keeps such pages")
 
@@ -97,3 +97,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_memory_that_is_kept_is_not_asked_for_again() -> None:
     assert int(run(FAULTS, "keep")) < 100  # 20 times 8 MB are 40,000 pages
+
+
+def test_a_process_has_one() -> None:
+    assert process_memory() is process_memory()
