@@ -102,9 +102,10 @@ def _rotate(strengths: list[float]) -> Augmentation:
 
 def _affine(matrix: list[list[float]]) -> Augmentation:
     def apply(images: torch.Tensor) -> torch.Tensor:
-        theta = torch.tensor(matrix, dtype=images.dtype, device=images.device)
+        # Filled where the images are: a tensor made here and sent there would wait for a GPU.
+        theta = torch.stack([images.new_full((), value) for row in matrix for value in row])
         grid = functional.affine_grid(
-            theta.expand(len(images), 2, 3), list(images.shape), align_corners=False
+            theta.view(2, 3).expand(len(images), 2, 3), list(images.shape), align_corners=False
         )
         return functional.grid_sample(images, grid, align_corners=False)
 
