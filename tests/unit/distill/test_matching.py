@@ -353,7 +353,7 @@ def test_no_step_waits_for_the_device(
 
     monkeypatch.setattr("distill.matching.draw_augmentation", drawn_on_the_host)
 
-    def waits(iterations: int) -> Counter[str]:
+    def waits_of(iterations: int) -> Counter[str]:
         net = ConvNet((3, 16, 16), 4, width=8, depth=2)
         parameters, generator = ParameterVector(net), torch_generator(0)
         config = MatchingConfig(
@@ -369,13 +369,13 @@ def test_no_step_waits_for_the_device(
         )
         classes = [ClassImages(label, torch.rand(6, 3, 16, 16)) for label in (1, 3)]
         start, labels = torch.rand(4, 3, 16, 16), torch.tensor([1, 1, 3, 3])
-        with Waits() as found:
+        with (waits := Waits()):
             match(parameters, net, classes, start, labels, config, draw=draw, generator=generator)
-        return found.found
+        return waits.found
 
-    few = waits(4)
+    few = waits_of(4)
     assert few["_local_scalar_dense"] >= 2  # the losses that are told, at the end
-    assert waits(60) == few  # of which 60 draws are of all operations of the augmentation
+    assert waits_of(60) == few  # of which 60 draws are of all operations of the augmentation
 
 
 def test_in_bf16_the_gradient_points_where_it_does_in_float32() -> None:
