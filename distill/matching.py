@@ -373,7 +373,8 @@ def _joined(classes: list[ClassImages], sizes: list[int]) -> tuple[torch.Tensor,
     """All real images, and `class_mean_matrix` of a batch of `sizes`, classes in order."""
     pool = torch.cat([group.real for group in classes])
     names = torch.tensor([group.label for group in classes], device=pool.device)
-    labels = torch.repeat_interleave(names, torch.tensor(sizes, device=pool.device))
+    counts = torch.tensor(sizes, device=pool.device)
+    labels = torch.repeat_interleave(names, counts, output_size=sum(sizes))
     return pool, class_mean_matrix(labels, names, pool.dtype)
 
 
