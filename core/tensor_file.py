@@ -20,11 +20,18 @@ files on purpose no digest helps."""
 
 
 def write_tensors(path: Path, tensors: NamedTensors, about: Mapping[str, str]) -> None:
-    """Write tensors and what they are, whole, with a digest of both."""
+    """Write tensors and what they are, whole, with a digest of both.
+
+    Raises:
+        OSError: There is no room for the file, or it may not be written.
+    """
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {**about, _DIGEST: _digest(kept, about)}
     with whole_file(path) as temporary:
-        save_file(kept, temporary, metadata)
+        try:
+            save_file(kept, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def read_about(path: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,24 @@ def test_it_is_on_disk_before_it_has_its_name(
     monkeypatch.setattr(os, "fsync", fsync)
     write_tensors(path, TENSORS, ABOUT)
     assert synced == [(path.stat().st_ino, path.stat().st_size, False)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_where_there_is_no_room_the_old_file_stays_and_nothing_lies_beside_it(
+    tmp_path: Path,
+) -> None:
+    import resource
+
+    path = written(tmp_path)
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=r"three\.safetensors cannot be written: .*too large"):
+            write_tensors(path, {"large": torch.zeros(1000)}, ABOUT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.fixture(scope="module")
