@@ -17,7 +17,10 @@ SLACK_BYTES = 64 << 20
 
 That is beyond what it works with in a round."""
 
-SOON = 100
+MOST_SLACK_BYTES = 512 << 20
+"""The most that it may ever be."""
+
+SOON = 20
 """Calls within which a process that grows as much again is taken to work with that memory."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -42,8 +45,8 @@ class FreedMemory:
     What is kept for long, such as a client's few examples, lies between what was freed, such as
     thousands of replies: glibc alone would keep such pages for good, and the process would grow.
 
-    To ask for memory anew costs more than to keep it. A process that soon grows as much as it may
-    has not piled up freed memory: it may grow twice as much from then on.
+    To ask for memory anew costs more than to keep it. A process that soon grows as much again is
+    taken to work with that memory: it may grow twice as much from then on, up to a limit.
     """
 
     def __init__(self) -> None:
@@ -53,7 +56,7 @@ class FreedMemory:
         self._has_worked = False
 
     def release_if_grown(self) -> None:
-        """To be called at the same point of every round; costs microseconds where it has not."""
+        """To be called between clients or rounds; costs microseconds where it has not."""
         if (libc := _glibc()) is None:
             return
         resident_bytes = _resident_bytes()
@@ -63,7 +66,7 @@ class FreedMemory:
                 libc.malloc_trim(0)
                 self._limit_bytes = None
                 if self._calls_since_limit < SOON:
-                    self._slack_bytes *= 2
+                    self._slack_bytes = min(2 * self._slack_bytes, MOST_SLACK_BYTES)
         elif self._has_worked:  # what a round works with lies there freed, and is no growth
             self._limit_bytes = resident_bytes + self._slack_bytes
             self._calls_since_limit = 0

@@ -31,6 +31,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -407,7 +408,9 @@ class RunFolder:
         """Remove what a killed process left of files that it had not yet renamed into place."""
         for pattern in (".*.*", "*/.*.*", "clients/*/.*.*"):
             for path in self.path.glob(pattern):
-                if path.is_file() and path != self.lock:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path != self.lock:
                     path.unlink()
 
     def read_rounds(self) -> list[RoundRecord]:
@@ -450,20 +453,19 @@ def refuse_unknown_schema(what: str, schema: object) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside `path` to be written to, forced to disk and renamed into place at the end."""
+    """A file to be written, forced to disk and renamed to `path` at the end.
+
+    It lies in a hidden folder of its own beside `path`, where whoever writes it may have files of
+    his own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_whole(path: Path, content: bytes) -> None:

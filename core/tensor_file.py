@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -15,8 +17,13 @@ from core.parameters import NamedTensors
 from core.records import whole_file
 
 _DIGEST = "xxh3_128"
-"""The key of a file's digest, which finds damage at the speed of memory; against whoever changes
-files on purpose no digest helps."""
+"""Finds damage at the speed of memory; against whoever changes files on purpose no digest helps."""
+
+_DIGESTS: Mapping[str, Callable[[bytes], Any]] = {
+    _DIGEST: xxhash.xxh3_128,
+    "sha256": hashlib.sha256,  # of files of before
+}
+"""By the key under which a file has its digest."""
 
 
 def write_tensors(path: Path, tensors: NamedTensors, about: Mapping[str, str]) -> None:
@@ -26,7 +33,7 @@ def write_tensors(path: Path, tensors: NamedTensors, about: Mapping[str, str]) -
         OSError: There is no room for the file, or it may not be written.
     """
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {**about, _DIGEST: _digest(kept, about)}
+    metadata = {**about, _DIGEST: _digest(_DIGEST, kept, about)}
     with whole_file(path) as temporary:
         try:
             save_file(kept, temporary, metadata)
@@ -49,7 +56,7 @@ def has_digest(path: Path) -> bool:
     Raises:
         RecordError: The file is missing or damaged; says which and how.
     """
-    return _DIGEST in read_about(path)
+    return not _DIGESTS.keys().isdisjoint(read_about(path))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -59,8 +66,9 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         RecordError: The file is missing or damaged; says which and how.
     """
     tensors, about = _read(path, and_tensors=True)
-    if about.pop(_DIGEST, None) != _digest(tensors, about):
-        raise RecordError(f"{path} is damaged: its content does not give its {_DIGEST}")
+    kind = next((name for name in _DIGESTS if name in about), _DIGEST)
+    if about.pop(kind, None) != _digest(kind, tensors, about):
+        raise RecordError(f"{path} is damaged: its content does not give its {kind}")
     return tensors, about
 
 
@@ -77,9 +85,10 @@ def _read(
         raise RecordError(f"{path} is damaged: {error}") from error
 
 
-def _digest(tensors: NamedTensors, about: Mapping[str, str]) -> str:
-    digest = xxhash.xxh3_128(repr(sorted(about.items())).encode())
+def _digest(kind: str, tensors: NamedTensors, about: Mapping[str, str]) -> str:
+    digest = _DIGESTS[kind](repr(sorted(about.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().reshape(-1).numpy().data)
-    return digest.hexdigest()
+    told: str = digest.hexdigest()
+    return told

@@ -58,7 +58,9 @@ def test_what_is_free_between_small_things_that_stay_is_given_back() -> None:
         ([100, 200, 265, 210, 275, 338, 339], [0, 0, 1, 1, 1, 1, 2]),
         ([0, 0, 65, 0, 129, 0, 256, 257], [0, 0, 1, 1, 2, 2, 2, 3]),
         # Slowly: by more than 64 each time, whatever came before.
-        ([0, 0, *[64] * 99, 65, 0, *[64] * 99, 65], [0, 0, *[0] * 99, 1, 1, *[1] * 99, 2]),
+        ([0, 0, *[64] * 19, 65, 0, *[64] * 19, 65], [0, 0, *[0] * 19, 1, 1, *[1] * 19, 2]),
+        # Again and again: never more than 512.
+        ([0, *[0, 2_000] * 5, 0, 512, 513], [0, *[0, 1, 1, 2, 2, 3, 3, 4, 4, 5], 5, 5, 6]),
     ],
 )
 def test_only_a_process_that_has_grown_gives_back(

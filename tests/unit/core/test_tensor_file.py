@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -129,3 +130,15 @@ def test_a_file_that_others_wrote_has_no_digest(tmp_path: Path) -> None:
         read_tensors(path)
     with pytest.raises(RecordError, match="is missing"):
         has_digest(tmp_path / "none.safetensors")
+
+
+def test_files_with_the_digest_of_before_are_read_and_checked(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "before.safetensors", {"w": torch.tensor([1.0, 2.0])}
+    told = repr(sorted(ABOUT.items())).encode() + b"w torch.float32 (2,)"
+    digest = hashlib.sha256(told + tensors["w"].numpy().tobytes()).hexdigest()
+    save_file(tensors, path, {**ABOUT, "sha256": digest})
+    assert has_digest(path)
+    assert read_tensors(path)[1] == ABOUT
+    save_file({"w": torch.tensor([1.0, 3.0])}, path, {**ABOUT, "sha256": digest})
+    with pytest.raises(RecordError, match="does not give its sha256"):
+        read_tensors(path)
