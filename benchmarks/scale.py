@@ -49,6 +49,9 @@ STEADY_FROM = 5
 CLIENT_PROCESS = "engine.client_process"
 """In the command of the process that workers are forked from, and in theirs."""
 
+ATTEMPTS = 3
+"""Runs of a case at most, where whoever looks at its workers comes too late."""
+
 ENGINES = ("processes", "ray", "in-process")
 
 
@@ -284,13 +287,23 @@ class Results:
 
 
 def measure(case: Case) -> Measured:
-    """Run a case.
+    """Run a case, and again where its workers were not seen in time.
 
     Raises:
-        subprocess.CalledProcessError: The run failed; its output is what it printed.
+        subprocess.CalledProcessError: The run failed, and its output is what it printed; or on a
+            machine that is too busy its workers were never seen in time, and it tells which were.
     """
-    with tempfile.TemporaryDirectory(prefix="tessera-scale-") as folder:
-        return _measure(case, Path(folder))
+    for _ in range(ATTEMPTS):
+        with tempfile.TemporaryDirectory(prefix="tessera-scale-") as folder:
+            try:
+                return _measure(case, Path(folder))
+            except _NotSeenError as error:
+                missed = error
+    raise subprocess.CalledProcessError(0, case.words(Path()), str(missed))
+
+
+class _NotSeenError(Exception):
+    """Workers were gone, or not there yet, when they were looked at."""
 
 
 def _measure(case: Case, runs: Path) -> Measured:
@@ -323,8 +336,9 @@ def _measure(case: Case, runs: Path) -> Measured:
     samples = samples[: case.rounds + 1]
     if any(len(workers) != case.workers for _, _, workers in samples[1:]):
         seen = [len(workers) for _, _, workers in samples[1:]]
-        why = f"{case.workers} workers were to be seen at the end of each round, and {seen} were"
-        raise subprocess.CalledProcessError(0, command, why)
+        raise _NotSeenError(
+            f"{case.workers} workers were to be seen at the end of each round, and {seen} were"
+        )
     records = RunFolder.open(runs / "run").read_rounds()
     cpu_s = [spent for spent, _, _ in samples]
     return Measured(

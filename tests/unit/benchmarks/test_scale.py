@@ -134,6 +134,29 @@ def test_the_images_are_equally_many_of_each_class_and_always_the_same() -> None
     assert first.sha256() == again.sha256()
 
 
+@pytest.mark.parametrize(("misses", "code"), [(2, 0), (3, 1)])
+def test_a_case_whose_workers_were_not_seen_runs_again(
+    misses: int,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders: list[Path] = []
+
+    def measure(case: Case, folder: Path) -> Measured:
+        folders.append(folder)
+        if len(folders) <= misses:
+            raise scale._NotSeenError("2 workers were to be seen, and 0 were")
+        return measured(case)
+
+    monkeypatch.setattr(scale, "_measure", measure)
+    words = ("--cases", "12x6", "--other-rounds", "6", "--engines", "ray")
+    assert scale.run(arguments(tmp_path, *words)) == code
+    assert len(set(folders)) == 3
+    assert ("and 0 were" in capsys.readouterr().out) == bool(code)
+
+
 @pytest.mark.parametrize(("engine", "workers"), [("in-process", 0), ("processes", 2), ("ray", 2)])
 def test_a_case_runs(engine: str, workers: int, tmp_path: Path) -> None:
     words = ("--cases", "12x6", "--other-rounds", "6", "--engines", engine)
