@@ -408,7 +408,7 @@ class RunFolder:
         """Remove what a killed process left of files that it had not yet renamed into place."""
         for pattern in (".*.*", "*/.*.*", "clients/*/.*.*"):
             for path in self.path.glob(pattern):
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 elif path != self.lock:
                     path.unlink()

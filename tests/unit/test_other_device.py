@@ -38,10 +38,15 @@ INDEXED = {"index", "index_put_", "_index_put_impl_"}
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses operations on tensors of two devices, but for single numbers, and copies back."""
+    """Refuses operations on tensors of two devices, but for single numbers, and copies back.
+
+    Attributes:
+        num_sent: Tensors that were made on the host and sent, for which a GPU is waited for.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.num_sent = 0
 
     def __torch_dispatch__(
         self,
@@ -59,17 +64,20 @@ class OneDevice(TorchDispatchMode):
             assert kwargs.get("device", ELSEWHERE) == ELSEWHERE, "copied to the host"
         if name == "copy_" and args[1].device == ELSEWHERE:
             assert args[0].device == ELSEWHERE, "copied to the host"
-        return operation(*args, **kwargs)
+        result = operation(*args, **kwargs)
+        if name == "lift_fresh" or (name in MOVES and "cpu" in devices):
+            self.num_sent += result.device == ELSEWHERE
+        return result
 
 
 @contextlib.contextmanager
-def up_to_the_first_value() -> Iterator[None]:
+def up_to_the_first_value() -> Iterator[OneDevice]:
     """What is inside the block must ask for a value of the device, and ends there."""
     with (
         pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"),
-        OneDevice(),
+        OneDevice() as device,
     ):
-        yield
+        yield device
 
 
 class Count:
@@ -91,6 +99,16 @@ def test_the_device_tells_of_values_and_of_mixed_operations() -> None:
         here.copy_(there)
 
 
+def test_what_is_sent_is_counted() -> None:
+    with OneDevice() as device:
+        torch.tensor([1.0, 2.0], device=ELSEWHERE)
+        torch.ones(3).to(ELSEWHERE)
+        assert device.num_sent == 2
+        torch.tensor([1.0, 2.0])
+        torch.ones(3, device=ELSEWHERE).double()
+    assert device.num_sent == 2
+
+
 @pytest.mark.parametrize("augmentation", ["off", "dsa"])
 @pytest.mark.parametrize("pool", [0, 4])
 @pytest.mark.parametrize("kind", ["sphere", "ball", "gaussian"])
@@ -99,31 +117,43 @@ def test_all_steps_of_matching_run_before_a_value_is_asked_for(
 ) -> None:
     # It has no automatic mixed precision, which could be switched off.
     monkeypatch.setattr(matching, "_exact_sums", lambda images: contextlib.nullcontext())
-    model = ConvNet((3, 16, 16), 4, width=8, depth=2).to(ELSEWHERE)
-    parameters, count = ParameterVector(model), Count()
-    draw = draws_around(
-        parameters.values.clone(),
-        kind=kind,
-        radius=5.0,
-        sigma=1.0,
-        mask=torch.ones_like(parameters.values),
-        generator=None,  # type: ignore[arg-type]  # it has none
-    )
-    with up_to_the_first_value():
-        match(
-            parameters,
-            model,
-            [ClassImages(label, torch.rand(6, 3, 16, 16, device=ELSEWHERE)) for label in (1, 3)],
-            torch.rand(4, 3, 16, 16, device=ELSEWHERE),
-            torch.tensor([1, 1, 3, 3], device=ELSEWHERE),
-            MatchingConfig(
-                iterations=40, real_batch=4, augmentation=augmentation, network_pool=pool
-            ),
-            draw=draw,
-            generator=torch_generator(0),
-            count_step=count,
+
+    def num_sent(iterations: int) -> int:
+        model = ConvNet((3, 16, 16), 4, width=8, depth=2).to(ELSEWHERE)
+        parameters, count = ParameterVector(model), Count()
+        draw = draws_around(
+            parameters.values.clone(),
+            kind=kind,
+            radius=5.0,
+            sigma=1.0,
+            mask=torch.ones_like(parameters.values),
+            generator=None,  # type: ignore[arg-type]  # it has none
         )
-    assert count.steps == 40
+        classes = [
+            ClassImages(label, torch.rand(6, 3, 16, 16, device=ELSEWHERE)) for label in (1, 3)
+        ]
+        with up_to_the_first_value() as device:
+            match(
+                parameters,
+                model,
+                classes,
+                torch.rand(4, 3, 16, 16, device=ELSEWHERE),
+                torch.tensor([1, 1, 3, 3], device=ELSEWHERE),
+                MatchingConfig(
+                    iterations=iterations,
+                    real_batch=4,
+                    augmentation=augmentation,
+                    network_pool=pool,
+                ),
+                draw=draw,
+                generator=torch_generator(0),
+                count_step=count,
+            )
+        assert count.steps == iterations
+        return device.num_sent
+
+    # Steps send nothing, of which 40 draws are of all operations of the augmentation.
+    assert num_sent(40) == num_sent(4)
 
 
 def steps_of_local_training(keys: Mapping[str, object]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from core.device import numerics
 from core.parameters import ParameterVector
@@ -26,7 +23,6 @@ from distill.matching import (
     matching_gradient,
     matching_loss,
 )
-from distill.weights import WeightSampling, draws_around
 from models.convnet import ConvNet
 
 
@@ -304,78 +300,6 @@ def test_batches_do_not_depend_on_how_many_are_drawn_at_once(
     assert num_real == 5 * 4
     monkeypatch.setattr("distill.matching.DRAWN_AT_ONCE", 2)
     assert torch.equal(match_at_random_networks(config)[0], expected)
-
-
-WAITS = {
-    "_local_scalar_dense",  # float(x), x.item(), if x
-    "_unique2",
-    "bincount",
-    "equal",
-    "is_nonzero",
-    "lift_fresh",  # torch.tensor(...), which is sent
-    "masked_select",
-    "nonzero",
-    "repeat_interleave",
-}
-"""What makes the host wait for a GPU, and so does an index of booleans."""
-
-
-class Waits(TorchDispatchMode):
-    """Counts those of the operations inside the block."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self,
-        operation: OpOverload,
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = operation.name().removeprefix("aten::").partition(".")[0]
-        by = args[1] if name in ("index", "index_put_") else []
-        masked = any(index is not None and index.dtype == torch.bool for index in by)
-        if name in WAITS or masked:
-            self.found[name] += 1
-        return operation(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("pool", [0, 4])
-@pytest.mark.parametrize("kind", ["sphere", "ball", "gaussian"])
-def test_no_step_waits_for_the_device(
-    kind: WeightSampling, pool: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def drawn_on_the_host(*args: Any) -> Any:
-        with _disable_current_modes():
-            return draw_augmentation(*args)
-
-    monkeypatch.setattr("distill.matching.draw_augmentation", drawn_on_the_host)
-
-    def waits_of(iterations: int) -> Counter[str]:
-        net = ConvNet((3, 16, 16), 4, width=8, depth=2)
-        parameters, generator = ParameterVector(net), torch_generator(0)
-        config = MatchingConfig(
-            iterations=iterations, real_batch=4, augmentation="dsa", network_pool=pool
-        )
-        draw = draws_around(
-            parameters.values.clone(),
-            kind=kind,
-            radius=5.0,
-            sigma=1.0,
-            mask=torch.ones_like(parameters.values),
-            generator=generator,
-        )
-        classes = [ClassImages(label, torch.rand(6, 3, 16, 16)) for label in (1, 3)]
-        start, labels = torch.rand(4, 3, 16, 16), torch.tensor([1, 1, 3, 3])
-        with (waits := Waits()):
-            match(parameters, net, classes, start, labels, config, draw=draw, generator=generator)
-        return waits.found
-
-    few = waits_of(4)
-    assert few["_local_scalar_dense"] >= 2  # the losses that are told, at the end
-    assert waits_of(60) == few  # of which 60 draws are of all operations of the augmentation
 
 
 def test_in_bf16_the_gradient_points_where_it_does_in_float32() -> None:
